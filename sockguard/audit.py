@@ -1,0 +1,167 @@
+"""Audit events: numbered, timed, one line each, written by a thread of their own so that a slow sink stops nobody.
+
+Nothing passes unrecorded: the queue is bounded, and while it is full (`has_room` is false) no new connection is
+accepted. Ends of connections that were admitted are always taken; there are no more of them than live connections.
+Text in events is escaped to ASCII: whatever a client puts into a name, one event is one line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Final
+
+from sockguard.identity.peer import Peer
+from sockguard.policy.patterns import unit_of
+
+Event = dict[str, object]
+Encoder = Callable[[Event], str]
+
+MAX_QUEUED: Final = 10_000
+"""Events that wait for the sink before admission stops."""
+
+_LOW_WATER: Final = MAX_QUEUED // 2
+_LINES_PER_WRITE: Final = 200
+_RETRY_SECONDS: Final = 1.0  # after a full disk: the sink may come back
+
+to_json: Final[Encoder] = json.JSONEncoder(ensure_ascii=True, separators=(",", ":")).encode
+
+
+def to_console(event: Event) -> str:
+    """An event as a line for a person: time, what, where, then the rest as key=value."""
+    fields = dict(event)
+    moment = str(fields.pop("time"))[11:19]
+    name = str(fields.pop("event"))
+    fields.pop("seq")
+    where = f"{fields.pop('proxy', '')}#{fields.pop('connection', '')}".strip("#")
+    rest = " ".join(f"{key}={_shown(value)}" for key, value in fields.items() if value is not None)
+    return f"{moment}  {name:<20} {where}  {rest}"
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, str) and value.isascii() and value.isprintable() and value and not set(value) & set(' ="\\'):
+        return value
+    return to_json(value)  # type: ignore[arg-type]  # any JSON value will do
+
+
+def peer_fields(peer: Peer) -> Event:
+    """The peer in an event: ids always, names and process facts where they are known."""
+    fields: Event = {"uid": peer.uid, "gid": peer.gid, "user": peer.user, "pid": peer.pid}
+    if isinstance(peer.executable, str):
+        fields["executable"] = peer.executable
+    if isinstance(peer.cgroup, str):
+        fields["unit"] = unit_of(peer.cgroup) or peer.cgroup
+    if isinstance(peer.label, str):
+        fields["label"] = peer.label
+    return fields
+
+
+class AuditLog:
+    """The queue and its writer thread.
+
+    fd            where lines go
+    encode        to_json or to_console
+    on_room       called in the writer's thread when the queue has drained after it was full
+    on_failure    called there, once, when the sink is gone for good (EPIPE); what is queued then is lost
+    """
+
+    def __init__(self, fd: int, encode: Encoder, *, on_room: Callable[[], None], on_failure: Callable[[str], None]):
+        self._fd = fd
+        self._encode = encode
+        self._on_room = on_room
+        self._on_failure = on_failure
+        self._queue: deque[Event] = deque()
+        self._wake = threading.Condition()
+        self._closing = False
+        self._was_full = False
+        self._seq = 0
+        self.failed = False
+        self._thread = threading.Thread(target=self._write_all, name="audit", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def queued(self) -> int:
+        """Events that are not written yet."""
+        return len(self._queue)
+
+    def has_room(self) -> bool:
+        """May another connection be admitted? If not, on_room tells when."""
+        if len(self._queue) < MAX_QUEUED:
+            return True
+        with self._wake:
+            if len(self._queue) < MAX_QUEUED:
+                return True
+            self._was_full = True
+        return False
+
+    def emit(self, event: str, **fields: object) -> None:
+        """Record an event. Never blocks. To be called from one thread only: ``seq`` has no gaps."""
+        self._seq += 1
+        record: Event = {
+            "event": event,
+            "time": datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
+            "seq": self._seq,
+            **fields,
+        }
+        with self._wake:
+            self._queue.append(record)
+            self._wake.notify()
+
+    def close(self, seconds: float) -> bool:
+        """Write what is queued, for at most that long. True when all of it was written."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        if self._thread.is_alive():
+            self._thread.join(seconds)
+        return not self._queue and not self._thread.is_alive() and not self.failed
+
+    def _write_all(self) -> None:
+        while True:
+            with self._wake:
+                while not self._queue and not self._closing:
+                    self._wake.wait()
+                if not self._queue:
+                    return
+                batch = [self._queue[i] for i in range(min(len(self._queue), _LINES_PER_WRITE))]
+            lines = "".join([self._encode(event) + "\n" for event in batch])
+            if not self._write(lines.encode("ascii", "backslashreplace")):
+                return
+            with self._wake:
+                for _ in batch:
+                    self._queue.popleft()
+                room = self._was_full and len(self._queue) <= _LOW_WATER
+                if room:
+                    self._was_full = False
+            if room:
+                self._on_room()
+
+    def _write(self, data: bytes) -> bool:
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[os.write(self._fd, view) :]
+            except BlockingIOError:  # somebody made our standard output non-blocking
+                poll = select.poll()
+                poll.register(self._fd, select.POLLOUT)
+                poll.poll()
+            except (BrokenPipeError, ConnectionResetError) as error:
+                return self._fail(error)
+            except OSError as error:
+                if self._closing:
+                    return self._fail(error)
+                time.sleep(_RETRY_SECONDS)
+        return True
+
+    def _fail(self, error: OSError) -> bool:
+        self.failed = True
+        self._on_failure(f"audit events cannot be written to standard output: {error.strerror}")
+        return False

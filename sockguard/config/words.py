@@ -1,0 +1,54 @@
+"""Words for people: what a TOML value is called, how it is quoted, what was probably meant. Decides nothing."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from datetime import date, datetime, time
+from itertools import islice
+from typing import Final
+
+MAX_SHOWN: Final = 80
+"""Characters of a value or key that a message repeats."""
+MAX_CANDIDATES: Final = 5000
+"""Names that are searched for the one that was meant."""
+
+_KINDS: Final[tuple[tuple[type, str], ...]] = (
+    (str, "a string"),
+    (bool, "a boolean"),  # before int, whose subclass it is
+    (int, "an integer"),
+    (float, "a float"),
+    (list, "an array"),
+    (dict, "a table"),
+    (datetime, "a date-time"),  # before date, whose subclass it is
+    (date, "a date"),
+    (time, "a time"),
+)
+
+
+class Bad(ValueError):
+    """A value that the file may not hold; the text is for people."""
+
+
+def kind(value: object) -> str:
+    """What TOML calls this value, with its article: ``"an integer"``."""
+    return next((word for cls, word in _KINDS if isinstance(value, cls)), "something else")
+
+
+def quoted(text: str) -> str:
+    """The text in quotes on one line: control characters escaped, cut to MAX_SHOWN characters."""
+    return repr(text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 1] + "…")
+
+
+def listed(names: Sequence[str]) -> str:
+    """``'a', 'b' or 'c'``"""
+    words = [quoted(name) for name in names]
+    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def did_you_mean(given: str, candidates: Iterable[str]) -> str:
+    """``"; did you mean 'users'?"``, or nothing when no candidate is close."""
+    if len(given) > MAX_SHOWN:
+        return ""
+    close = difflib.get_close_matches(given, list(islice(candidates, MAX_CANDIDATES)), n=1, cutoff=0.6)
+    return f"; did you mean {quoted(close[0])}?" if close else ""

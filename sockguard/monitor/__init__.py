@@ -1,0 +1,1 @@
+"""The only process with capabilities. Imports neither trio nor structlog nor pydantic."""

@@ -1,0 +1,252 @@
+"""The monitor: holds the capabilities, answers control's few questions, starts processes, and says how they ended.
+
+It never takes a value from control that it can find out itself: control names a proxy, and what that proxy listens
+on comes from the file (plan.py); control passes a client's descriptor, and who that is the kernel says. A message
+that is not on the list (privsep/messages.py) ends control, and with it everything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from typing import Final, NoReturn
+
+from sockguard.config.read import Source, read_sources
+from sockguard.errors import EXIT_WORLD, ChannelError, ConfigError, SockguardError
+from sockguard.identity import peercred, process
+from sockguard.identity.peer import Unknown
+from sockguard.monitor import plan
+from sockguard.privsep import activation, channel, listening, memfd, rights, spawn
+from sockguard.privsep.messages import (
+    CONTROL_TO_MONITOR,
+    Bind,
+    ConfigRefused,
+    ConfigText,
+    Done,
+    EndRelay,
+    Facts,
+    Failed,
+    Message,
+    ProcessFacts,
+    ReadConfig,
+    RelayExited,
+    Signal,
+    SpawnRelay,
+    Started,
+)
+
+CONTROL_USER: Final = "sockguard"
+RELAY_USER: Final = "sockguard-relay"
+FALLBACK_RELAY_USER: Final = "nobody"
+MAX_RELAYS: Final = 256
+"""Relays alive at once, whatever control asks for."""
+
+_SPAWNING: Final = frozenset({rights.CAP_SETUID, rights.CAP_SETGID})
+_USEFUL: Final = _SPAWNING | {rights.CAP_SYS_PTRACE, rights.CAP_CHOWN}
+_RELAYS_END_SECONDS: Final = 2.0
+
+
+def is_useful() -> bool:
+    """Is there privilege to hold? Without, everything runs under one uid and there is no monitor."""
+    return bool(rights.effective_capabilities() & _USEFUL)
+
+
+def main(config: str) -> NoReturn:
+    """Run the daemon with this process as its monitor. Exits with control's exit status."""
+    rights.harden("sockguard")
+    sys.exit(Monitor(config).run())
+
+
+def _account(name: str) -> rights.Account | None:
+    try:
+        entry = pwd.getpwnam(name)
+    except KeyError:
+        return None
+    groups = os.getgrouplist(name, entry.pw_gid) if name == CONTROL_USER else []
+    return rights.Account(entry.pw_uid, entry.pw_gid, tuple(sorted(set(groups))))
+
+
+class Monitor:
+    """One control process, its relays, and what was bound for them."""
+
+    def __init__(self, config: str) -> None:
+        self._config = config
+        self._adopted = activation.adopt()
+        self._sources: tuple[Source, ...] = ()
+        self._specs: dict[str, listening.ListenSpec] = {}
+        self._bound: list[listening.Bound] = []
+        self._relays: dict[int, tuple[int, int]] = {}  # pid → (control's number, its uid or -1)
+        self._control_pid = 0
+        self._control_account: rights.Account | None = None
+        self._relay_account: rights.Account | None = None
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._handlers: dict[type[Message], Callable[..., tuple[Message, list[int]]]] = {
+            ReadConfig: self._read_config,
+            Bind: self._bind,
+            Facts: self._facts,
+            SpawnRelay: self._spawn_relay,
+            EndRelay: self._end_relay,
+            Started: self._started,
+        }
+
+    def run(self) -> int:
+        """Start control, serve it until it ends, clean up. Gives the exit status."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+            signal.signal(number, lambda *_: None)
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        if rights.effective_capabilities() >= _SPAWNING:
+            self._control_account = _account(CONTROL_USER)
+            self._relay_account = _account(RELAY_USER) or _account(FALLBACK_RELAY_USER)
+        self._control_pid, control = spawn.spawn_control(
+            self._control_account, [str(self._relay_account.uid if self._relay_account else -1)]
+        )
+        fault = ""
+        with control:
+            try:
+                self._serve(control)
+            except ChannelError as error:
+                fault = f"the control process sent {error}"
+        status = self._wait_for_control()
+        self._wait_for_relays()
+        for bound in self._bound:
+            bound.remove()
+        if status < 0:
+            fault = fault or f"the control process was ended by {signal.Signals(-status).name}"
+        if fault:
+            print(f"sockguard: {fault}", file=sys.stderr)
+        return EXIT_WORLD if fault else status
+
+    def _serve(self, control: socket.socket) -> None:
+        poll = select.poll()
+        poll.register(control.fileno(), select.POLLIN)
+        poll.register(self._wake_read, select.POLLIN)
+        while True:
+            ready = {fd for fd, _ in poll.poll()}
+            try:
+                if self._wake_read in ready:
+                    self._on_signals(control)
+                if control.fileno() in ready:
+                    received = channel.receive(control, CONTROL_TO_MONITOR)
+                    if received is None:
+                        return
+                    self._answer(control, *received)
+            except (BrokenPipeError, ConnectionResetError):
+                return
+
+    def _answer(self, control: socket.socket, message: Message, fds: list[int]) -> None:
+        try:
+            try:
+                answer, answer_fds = self._handlers[type(message)](message, *fds)
+            except SockguardError as error:
+                answer, answer_fds = Failed(str(error)), []
+            try:
+                channel.send(control, answer, answer_fds)
+            finally:
+                channel.close_all(answer_fds)
+        finally:
+            channel.close_all(fds)
+
+    def _on_signals(self, control: socket.socket) -> None:
+        with contextlib.suppress(BlockingIOError):
+            numbers = os.read(self._wake_read, 1024)
+        if signal.SIGTERM in numbers or signal.SIGINT in numbers:
+            channel.send(control, Signal("terminate"))
+        if signal.SIGHUP in numbers:
+            channel.send(control, Signal("reload"))
+        for pid, (relay, _) in list(self._relays.items()):
+            found, status = os.waitpid(pid, os.WNOHANG)
+            if found:
+                del self._relays[pid]
+                channel.send(control, RelayExited(relay, os.waitstatus_to_exitcode(status)))
+
+    # ── answers ──
+
+    def _read_config(self, _: ReadConfig) -> tuple[Message, list[int]]:
+        try:
+            self._sources = read_sources(self._config)
+        except ConfigError as error:
+            return ConfigRefused(tuple((m.file, m.line, m.key, m.text) for m in error.mistakes)), []
+        self._specs = plan.listen_specs(self._sources)
+        fd = memfd.write("sockguard-config", b"".join(source.text for source in self._sources))
+        return ConfigText(tuple((source.path, len(source.text)) for source in self._sources)), [fd]
+
+    def _bind(self, message: Bind) -> tuple[Message, list[int]]:
+        spec = self._specs.get(message.proxy)
+        if spec is None:
+            raise SockguardError(f"proxy.{message.proxy[:64]}: not in the file as the monitor reads it")
+        sock, bound = listening.listen(spec, self._adopted)
+        if bound:
+            self._bound.append(bound)
+        return Done(1), [sock.detach()]
+
+    def _facts(self, _: Facts, client: int) -> tuple[Message, list[int]]:
+        with socket.socket(fileno=os.dup(client)) as sock:
+            try:
+                pid, _uid, _gid = peercred.credentials(sock)
+                program, _cgroup = process.process_facts(sock, pid, want_executable=True, want_cgroup=False)
+            except OSError as error:
+                raise SockguardError(f"not a connection whose peer can be known: {error.strerror}") from error
+        if isinstance(program, Unknown):
+            return ProcessFacts("", program.reason), []
+        return ProcessFacts(program, ""), []
+
+    def _spawn_relay(self, message: SpawnRelay) -> tuple[Message, list[int]]:
+        if len(self._relays) >= MAX_RELAYS:
+            raise SockguardError(f"{MAX_RELAYS} relays are alive: no more are started")
+        account = self._relay_account
+        try:
+            pid, sock = spawn.spawn_relay(account)
+        except OSError as error:
+            raise SockguardError(f"a relay cannot be started: {error.strerror}") from error
+        self._relays[pid] = (message.number, account.uid if account else -1)
+        return Done(1), [sock.detach()]
+
+    def _end_relay(self, message: EndRelay) -> tuple[Message, list[int]]:
+        for pid, (number, uid) in self._relays.items():
+            if number == message.number:
+                self._kill(pid, uid)
+        return Done(0), []
+
+    def _kill(self, pid: int, uid: int) -> None:
+        """SIGKILL to a child that is not reaped yet, so the pid is its own. As its uid, since no CAP_KILL is kept."""
+        own = os.geteuid()
+        try:
+            if uid >= 0:
+                os.seteuid(uid)
+            os.kill(pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass
+        finally:
+            if os.geteuid() != own:
+                os.seteuid(own)
+
+    def _started(self, _: Started) -> tuple[Message, list[int]]:
+        """From here on only what goes on being needed: binding in other users' folders was the start's matter."""
+        rights.keep_capabilities(_SPAWNING | plan.needed_capabilities(self._sources))
+        return Done(0), []
+
+    # ── the end ──
+
+    def _wait_for_control(self) -> int:
+        _, status = os.waitpid(self._control_pid, 0)
+        return os.waitstatus_to_exitcode(status)
+
+    def _wait_for_relays(self) -> None:
+        """Relays end when control's end of their channel closes; one that does not is killed."""
+        end = time.monotonic() + _RELAYS_END_SECONDS
+        while self._relays:
+            late = time.monotonic() > end
+            for pid, (_, uid) in list(self._relays.items()):
+                if late:
+                    self._kill(pid, uid)
+                if os.waitpid(pid, 0 if late else os.WNOHANG)[0]:
+                    del self._relays[pid]
+            if self._relays:
+                time.sleep(0.01)

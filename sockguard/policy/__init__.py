@@ -1,0 +1,1 @@
+"""Rules and verdicts: pure functions from plain data to plain data. No socket, no clock, no file."""

@@ -1,0 +1,197 @@
+"""Making listening sockets: bound to a path, to an abstract name, or adopted from systemd.
+
+Used by the monitor, and by control where there is no monitor. Never replaces anything but a socket that nobody
+listens on any more, and never removes anything but what this process bound.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from sockguard.errors import SockguardError
+
+BACKLOG: Final = 4096
+"""Connections that wait for accept; the kernel cuts it to net.core.somaxconn (listen(2))."""
+
+SO_PASSRIGHTS: Final = 83
+"""asm-generic/socket.h, since Linux 6.16: at 0, a sender that passes an fd gets EPERM, even before accept."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListenSpec:
+    """What is to be bound: ``kind`` "path", "abstract" or "fd"; ids as numbers; ``mode`` of a path's socket."""
+
+    proxy: str
+    kind: str
+    text: str
+    mode: int
+    owner: int | None
+    group: int | None
+    refuse_fds: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A path that this process bound, with the inode that bind made: enough to remove that one and no other."""
+
+    path: str
+    device: int
+    inode: int
+
+    def remove(self) -> None:
+        """Remove the socket file if it is still the one that was bound. Never raises OSError."""
+        with contextlib.suppress(OSError):
+            found = os.lstat(self.path)
+            if (found.st_dev, found.st_ino) == (self.device, self.inode):
+                os.unlink(self.path)
+
+
+def listen(spec: ListenSpec, adopted: Mapping[str, int]) -> tuple[socket.socket, Bound | None]:
+    """The listening, non-blocking socket of a proxy. Raises SockguardError, naming the proxy, the place and the remedy.
+
+    adopted: systemd's descriptors by name (activation.adopt); the one that is taken is duplicated.
+    """
+    try:
+        if spec.kind == "fd":
+            return _adopt(spec, adopted), None
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            bound = None
+            if spec.kind == "abstract":
+                _bind_abstract(sock, spec)
+            else:
+                bound = _bind_path(sock, spec)
+            try:
+                refuse_rights(sock, spec.refuse_fds)
+                sock.listen(BACKLOG)
+            except OSError:
+                if bound:
+                    bound.remove()
+                raise
+        except BaseException:
+            sock.close()
+            raise
+    except OSError as error:
+        raise _refusal(spec, os.strerror(error.errno or 0)) from error
+    return sock, bound
+
+
+def refuse_rights(sock: socket.socket, refuse: bool) -> bool:
+    """Have the kernel refuse passed fds on connections of this listener. False where the kernel is too old."""
+    if refuse:
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
+        except OSError:
+            return False
+    return True
+
+
+def _refusal(spec: ListenSpec, text: str) -> SockguardError:
+    shown = {"path": "", "abstract": "@", "fd": "fd:"}[spec.kind] + spec.text
+    return SockguardError(f"proxy.{spec.proxy}.listen: {shown}: {text}")
+
+
+def _adopt(spec: ListenSpec, adopted: Mapping[str, int]) -> socket.socket:
+    if spec.text not in adopted:
+        have = ", ".join(sorted(adopted)) or "none"
+        raise _refusal(
+            spec, f"no such socket was passed by systemd (passed: {have}); set FileDescriptorName= in the .socket unit"
+        )
+    sock = socket.socket(fileno=os.dup(adopted[spec.text]))
+    try:
+        if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
+            raise _refusal(spec, "not a UNIX stream socket: use ListenStream= with a path or an abstract name")
+        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise _refusal(spec, "not a listening socket: the unit needs Accept=no")
+        sock.setblocking(False)
+        refuse_rights(sock, spec.refuse_fds)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _bind_abstract(sock: socket.socket, spec: ListenSpec) -> None:
+    try:
+        sock.bind("\0" + spec.text)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise _refusal(spec, "another process listens there: stop it first") from error
+        raise
+
+
+def _bind_path(sock: socket.socket, spec: ListenSpec) -> Bound:
+    _clear_stale(spec)
+    os.fchmod(sock.fileno(), spec.mode)  # on an unbound socket: the mode that bind will create, so no window without it
+    umask = os.umask(0)
+    try:
+        sock.bind(spec.text)
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            folder = os.path.dirname(spec.text)
+            raise _refusal(
+                spec, f"the folder {folder} does not exist: make it, or let systemd do so (RuntimeDirectory=)"
+            ) from error
+        if error.errno == errno.EACCES:
+            folder = os.path.dirname(spec.text)
+            raise _refusal(spec, f"this user may not make a socket in {folder}: change its owner or mode") from error
+        raise
+    finally:
+        os.umask(umask)
+    found = os.lstat(spec.text)
+    bound = Bound(spec.text, found.st_dev, found.st_ino)
+    if spec.owner is not None or spec.group is not None:
+        try:
+            _give_away(bound, spec)
+        except BaseException:
+            bound.remove()
+            raise
+    return bound
+
+
+def _give_away(bound: Bound, spec: ListenSpec) -> None:
+    """chown by descriptor: a path could be another file by now, in a folder that others can write."""
+    fd = os.open(bound.path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISSOCK(found.st_mode) or (found.st_dev, found.st_ino) != (bound.device, bound.inode):
+            raise _refusal(spec, "was replaced while it was made: others can write in its folder")
+        owner, group = (-1 if x is None else x for x in (spec.owner, spec.group))
+        try:
+            os.chown(f"/proc/self/fd/{fd}", owner, group)
+        except PermissionError as error:
+            raise _refusal(spec, "owner and group need CAP_CHOWN: start as root, or leave them out") from error
+    finally:
+        os.close(fd)
+
+
+def _clear_stale(spec: ListenSpec) -> None:
+    """Remove a socket that nobody listens on; refuse whatever else is there, untouched."""
+    try:
+        found = os.lstat(spec.text)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(found.st_mode):
+        kind = "a symbolic link" if stat.S_ISLNK(found.st_mode) else "a file that is no socket"
+        raise _refusal(spec, f"there is {kind}: move it away first")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        try:
+            probe.connect(spec.text)
+        except ConnectionRefusedError:
+            Bound(spec.text, found.st_dev, found.st_ino).remove()
+            if os.path.lexists(spec.text):
+                raise _refusal(spec, "a stale socket is there, and this user may not remove it") from None
+            return
+        except BlockingIOError:
+            pass  # its backlog is full: alive
+        except OSError as error:
+            if error.errno != errno.EPROTOTYPE:  # alive, of another type
+                raise
+    raise _refusal(spec, "another process listens there: stop it first, or choose another path")

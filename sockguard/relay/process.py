@@ -1,0 +1,45 @@
+"""A relay's life: give up rights, say hello, serve, and say why if it ends by a fault of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import traceback
+from collections.abc import Sequence
+from typing import Final
+
+from sockguard.errors import ChannelError
+from sockguard.privsep import channel, rights, spawn
+from sockguard.privsep.messages import MAX_FAULT, Fault, Hello
+from sockguard.relay.loop import Loop
+
+_SPARE_FILES: Final = 600
+"""Open files that are not connections: the loop's own, one batch that arrives, and 253 fds in passing."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """``arguments``: the account to become (spawn.account_arguments). The channel is descriptor 3."""
+    rights.harden("sockguard-relay")
+    files = rights.raise_open_files()
+    rights.become(spawn.parse_account(arguments[0]))
+    rights.die_with_parent(signal.SIGKILL)
+    # A drain is control's to lead: a terminal's Ctrl-C and systemd's signal reach the whole group.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    os.set_inheritable(spawn.CHANNEL_FD, False)
+    with socket.socket(fileno=spawn.CHANNEL_FD) as control:
+        try:
+            channel.send(control, Hello(max(files - _SPARE_FILES, 2) // 2))
+            os.dup2(0, 2)  # from here on nothing but messages: a relay that was taken over must not write to the log
+            Loop(control).run()
+        except (BrokenPipeError, ConnectionResetError):
+            return 0
+        except (Exception, KeyboardInterrupt) as error:
+            fault = str(error) if isinstance(error, ChannelError) else traceback.format_exc()
+            with contextlib.suppress(OSError):
+                control.setblocking(True)
+                channel.send(control, Fault(fault[-MAX_FAULT:]))
+            return 1
+    return 0

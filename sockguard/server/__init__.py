@@ -1,0 +1,1 @@
+"""The control process: accepts, identifies, decides, connects, counts and tells. Never reads client traffic."""

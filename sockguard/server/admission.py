@@ -1,0 +1,158 @@
+"""One proxy's door: who has connected, may they, and is there room. The same whatever becomes of the connection then.
+
+Identities come from the kernel alone. Verdicts are policy.decide's; they are remembered by identity, as long as no
+rule's time passes and no rule asks for facts that differ from process to process.
+"""
+
+from __future__ import annotations
+
+import socket
+from datetime import UTC, datetime
+from typing import Final, Protocol
+
+import trio
+
+from sockguard.audit import AuditLog, peer_fields
+from sockguard.config.settings import Proxy
+from sockguard.errors import SockguardError
+from sockguard.identity import peercred, process
+from sockguard.identity.accounts import Accounts
+from sockguard.identity.peer import NOT_ASKED, OVERFLOW_ID, Peer, Unknown
+from sockguard.policy.decide import decide, next_expiry, wants
+from sockguard.policy.rule import Verdict
+from sockguard.server.connections import Connection, Connections
+from sockguard.server.limits import Limits
+from sockguard.server.privileges import Privileges
+
+MAX_REMEMBERED: Final = 4096
+"""Identities whose verdict is remembered, for each proxy."""
+
+
+class Delivery(Protocol):
+    """What becomes of a permitted connection: to a relay, or some other way. Takes the socket over."""
+
+    def deliver(self, connection: Connection, client: socket.socket) -> None: ...
+
+
+class Admission:
+    """Judges what arrives on one proxy's listener."""
+
+    def __init__(
+        self,
+        proxy: Proxy,
+        accounts: Accounts,
+        audit: AuditLog,
+        connections: Connections,
+        privileges: Privileges,
+        delivery: Delivery,
+    ) -> None:
+        self.proxy = proxy
+        self.limits = Limits(proxy.max_connections, proxy.max_connections_per_user)
+        self._accounts = accounts
+        self._audit = audit
+        self._connections = connections
+        self._privileges = privileges
+        self._delivery = delivery
+        self._wants = wants(proxy.rules)
+        self._remembered: dict[Peer, Verdict] = {}
+        self._expires = next_expiry(proxy.rules, _now())
+
+    async def arrive(self, client: socket.socket) -> None:
+        """Judge an accepted connection and deliver or close it. Only process facts make this wait."""
+        number = self._connections.next_number()
+        try:
+            peer = await self._identify(client)
+        except (OSError, SockguardError) as error:
+            client.close()
+            self._deny(number, None, "unknown", None, f"the peer cannot be known: {error}")
+            return
+        verdict = self.judge(peer)
+        rule = verdict.rule
+        if not verdict.allowed:
+            if self.proxy.enforce or _identity_unknown(peer) or verdict.uncertain:
+                client.close()
+                self._deny(number, peer, "rules", rule, verdict.reason)
+                return
+            self._audit.emit(
+                "would_deny",
+                proxy=self.proxy.name,
+                connection=number,
+                **peer_fields(peer),
+                rule=rule,
+                reason=verdict.reason,
+            )
+            rule = None
+        owner = self._accounts.owner_of_subuid(peer.uid)
+        user = peer.uid if owner is None else owner
+        refusal = self.limits.take(user)
+        if refusal:
+            client.close()
+            self._deny(number, peer, "limit", rule, refusal)
+            return
+        connection = Connection(number, self, peer, user, rule, trio.current_time())
+        self._connections.add(connection)
+        self._delivery.deliver(connection, client)
+
+    def judge(self, peer: Peer) -> Verdict:
+        """The verdict on a peer as of now."""
+        now = _now()
+        if self._expires is not None and now >= self._expires:
+            self._remembered.clear()
+            self._expires = next_expiry(self.proxy.rules, now)
+        if self._wants.executable or self._wants.cgroup:
+            return decide(self.proxy.rules, peer, now)
+        identity = Peer(peer.uid, peer.gid, peer.groups, label=peer.label)
+        verdict = self._remembered.get(identity)
+        if verdict is None:
+            verdict = decide(self.proxy.rules, peer, now)
+            if len(self._remembered) >= MAX_REMEMBERED:
+                self._remembered.clear()
+            self._remembered[identity] = verdict
+        return verdict
+
+    def still_admits(self, connection: Connection) -> bool:
+        """Would this connection be admitted now, by the facts of its admission? Takes over the rule that does."""
+        verdict = self.judge(connection.peer)
+        if verdict.allowed:
+            connection.rule = verdict.rule
+            return True
+        return not (self.proxy.enforce or verdict.uncertain)
+
+    async def _identify(self, client: socket.socket) -> Peer:
+        pid, uid, gid = peercred.credentials(client)
+        executable: str | Unknown = NOT_ASKED
+        cgroup: str | Unknown = NOT_ASKED
+        if self._wants.cgroup:
+            _, cgroup = process.process_facts(client, pid, want_executable=False, want_cgroup=True)
+        if self._wants.executable:
+            executable = await self._privileges.executable(client, pid)
+        groups = peercred.supplementary_groups(client)
+        return Peer(
+            uid=uid,
+            gid=gid,
+            groups=groups if isinstance(groups, Unknown) else groups | {gid},
+            pid=pid,
+            user=self._accounts.name_of(uid),
+            executable=executable,
+            cgroup=cgroup,
+            label=peercred.label(client) if self._wants.label else NOT_ASKED,
+        )
+
+    def _deny(self, number: int, peer: Peer | None, cause: str, rule: str | None, reason: str) -> None:
+        self._audit.emit(
+            "connection_denied",
+            proxy=self.proxy.name,
+            connection=number,
+            **(peer_fields(peer) if peer else {}),
+            cause=cause,
+            rule=rule,
+            reason=reason,
+        )
+
+
+def _identity_unknown(peer: Peer) -> bool:
+    return peer.uid == OVERFLOW_ID or isinstance(peer.groups, Unknown)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

@@ -1,0 +1,89 @@
+"""Live connections: counted in when they are admitted, counted out and told when they end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import trio
+
+from sockguard.audit import AuditLog, peer_fields
+from sockguard.identity.peer import Peer
+
+if TYPE_CHECKING:
+    from sockguard.server.admission import Admission
+
+
+@dataclass(slots=True, eq=False)
+class Connection:
+    """One admitted connection. ``user``: who it counts for; ``rule``: what admits it (None: a permissive proxy)."""
+
+    number: int
+    admission: Admission
+    peer: Peer
+    user: int
+    rule: str | None
+    started: float
+
+
+class Connections:
+    """All live connections by number. ``on_empty`` is called whenever the last one has ended."""
+
+    def __init__(self, audit: AuditLog) -> None:
+        self._audit = audit
+        self._live: dict[int, Connection] = {}
+        self._last_number = 0
+        self.on_empty: Callable[[], None] = lambda: None
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def __iter__(self) -> Iterator[Connection]:
+        return iter(list(self._live.values()))
+
+    def next_number(self) -> int:
+        """A number for a connection that has arrived, admitted or not; never used twice."""
+        self._last_number += 1
+        return self._last_number
+
+    def add(self, connection: Connection) -> None:
+        """Take an admitted connection in and tell. Its limits were taken by its admission."""
+        self._live[connection.number] = connection
+        self._audit.emit(
+            "connection_admitted",
+            proxy=connection.admission.proxy.name,
+            connection=connection.number,
+            **peer_fields(connection.peer),
+            rule=connection.rule,
+        )
+
+    def get(self, number: int) -> Connection | None:
+        return self._live.get(number)
+
+    def ended(
+        self,
+        connection: Connection,
+        outcome: str,
+        from_client: int | None = 0,
+        from_backend: int | None = 0,
+        reason: str | None = None,
+    ) -> None:
+        """Count a connection out and tell how it ended. Bytes are None where nobody can know them any more."""
+        del self._live[connection.number]
+        connection.admission.limits.give_back(connection.user)
+        fields = {} if reason is None else {"reason": reason}
+        self._audit.emit(
+            "connection_closed",
+            proxy=connection.admission.proxy.name,
+            connection=connection.number,
+            **peer_fields(connection.peer),
+            rule=connection.rule,
+            bytes_from_client=from_client,
+            bytes_from_backend=from_backend,
+            seconds=round(trio.current_time() - connection.started, 6),
+            outcome=outcome,
+            **fields,
+        )
+        if not self._live:
+            self.on_empty()

@@ -1,0 +1,55 @@
+"""The accept loop of one proxy: in bursts, and never ended by what one connection or one full table does."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import trio
+
+from sockguard.logs import log
+
+BURST: Final = 64
+"""Connections accepted before everybody else has a turn."""
+
+_PAUSE_SECONDS: Final = 0.1
+_SAID_SECONDS: Final = 10.0
+_OUT_OF_SOMETHING: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+async def serve(
+    name: str,
+    listener: socket.socket,
+    arrive: Callable[[socket.socket], Awaitable[None]],
+    burst_done: Callable[[], None],
+    wait_for_room: Callable[[], Awaitable[None]],
+) -> None:
+    """Accept for ever. Clients wait in the kernel's backlog while there is no room or no descriptor to be had."""
+    said = -_SAID_SECONDS
+    while True:
+        await trio.lowlevel.wait_readable(listener)
+        await wait_for_room()
+        fault = 0
+        for _ in range(BURST):
+            try:
+                client, _ = listener.accept()
+            except BlockingIOError:
+                break
+            except OSError as error:
+                fault = error.errno or 0
+                break
+            try:
+                await arrive(client)
+            except Exception:
+                client.close()
+                log.exception("a connection was dropped by a fault of sockguard's own", proxy=name)
+        burst_done()
+        if fault and fault != errno.ECONNABORTED:
+            if fault not in _OUT_OF_SOMETHING:
+                raise OSError(fault, f"proxy.{name}.listen: {errno.errorcode.get(fault, fault)}")
+            if trio.current_time() - said >= _SAID_SECONDS:
+                said = trio.current_time()
+                log.error("clients wait: no more open files can be had", proxy=name, errno=errno.errorcode[fault])
+            await trio.sleep(_PAUSE_SECONDS)

@@ -1,0 +1,228 @@
+"""What control cannot do by itself: asked of the monitor, or done with the process's own rights where there is none."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+import trio
+
+from sockguard.config.read import Source, read_sources
+from sockguard.config.settings import Proxy
+from sockguard.errors import ChannelError, ConfigError, Mistake, SockguardError
+from sockguard.identity import process
+from sockguard.identity.peer import Unknown
+from sockguard.privsep import activation, channel, listening, memfd, spawn
+from sockguard.privsep.messages import (
+    MONITOR_TO_CONTROL,
+    Bind,
+    ConfigRefused,
+    ConfigText,
+    Done,
+    EndRelay,
+    Facts,
+    Failed,
+    Message,
+    ProcessFacts,
+    ReadConfig,
+    RelayExited,
+    Signal,
+    SpawnRelay,
+    Started,
+    check_row,
+)
+
+
+class Privileges(Protocol):
+    """What both ways have in common. Every method raises SockguardError with a text for the administrator."""
+
+    async def read_config(self) -> tuple[Source, ...]: ...
+
+    async def bind(self, proxy: Proxy) -> socket.socket: ...
+
+    async def executable(self, client: socket.socket, pid: int) -> str | Unknown: ...
+
+    async def spawn_relay(self, number: int) -> socket.socket: ...
+
+    async def end_relay(self, number: int) -> None: ...
+
+    async def started(self) -> None: ...
+
+    def signals(self) -> AsyncIterator[str]:
+        """ "terminate" or "reload", as they come; ends when the monitor has gone."""
+        ...
+
+    def relay_status(self, number: int) -> int | None:
+        """How that relay ended (-9: by signal 9), where it is known by now."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class OwnRights:
+    """No monitor: this process has no privilege to hold, and everything runs under its uid."""
+
+    def __init__(self, config: str) -> None:
+        self._config = config
+        self._adopted = activation.adopt()
+        self._bound: list[listening.Bound] = []
+        self._relays: dict[int, int] = {}
+
+    async def read_config(self) -> tuple[Source, ...]:
+        return read_sources(self._config)
+
+    async def bind(self, proxy: Proxy) -> socket.socket:
+        spec = listening.ListenSpec(
+            proxy=proxy.name,
+            kind=proxy.listen.kind.value,
+            text=proxy.listen.text,
+            mode=proxy.mode,
+            owner=proxy.owner,
+            group=proxy.group,
+            refuse_fds=proxy.fds == "refuse",
+        )
+        sock, bound = listening.listen(spec, self._adopted)
+        if bound:
+            self._bound.append(bound)
+        return sock
+
+    async def executable(self, client: socket.socket, pid: int) -> str | Unknown:
+        program, _ = process.process_facts(client, pid, want_executable=True, want_cgroup=False)
+        return program
+
+    async def spawn_relay(self, number: int) -> socket.socket:
+        try:
+            pid, sock = spawn.spawn_relay(None)
+        except OSError as error:
+            raise SockguardError(f"a relay cannot be started: {error.strerror}") from error
+        self._relays[number] = pid
+        return sock
+
+    async def end_relay(self, number: int) -> None:
+        if number in self._relays and self.relay_status(number) is None:
+            os.kill(self._relays[number], signal.SIGKILL)
+
+    async def started(self) -> None:
+        return
+
+    async def signals(self) -> AsyncIterator[str]:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
+            async for number in received:
+                yield "reload" if number == signal.SIGHUP else "terminate"
+
+    def relay_status(self, number: int) -> int | None:
+        pid = self._relays[number]
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if not found:
+            return None
+        del self._relays[number]
+        return os.waitstatus_to_exitcode(status)
+
+    def close(self) -> None:
+        for number, pid in list(self._relays.items()):
+            if self.relay_status(number) is None:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+        for bound in self._bound:
+            bound.remove()
+
+
+class FromMonitor:
+    """Asks the monitor, one question at a time. ``run`` has to run meanwhile: it reads the monitor's side."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._turn = trio.Lock()
+        self._answers, self._answered = trio.open_memory_channel[tuple[Message, list[int]] | None](1)
+        self._told, self._tells = trio.open_memory_channel[str](16)
+        self._statuses: dict[int, int] = {}
+
+    async def run(self) -> None:
+        """Read what the monitor says until it has gone."""
+        async with self._answers, self._told:
+            while True:
+                await trio.lowlevel.wait_readable(self._sock)
+                try:
+                    received = channel.receive(self._sock, MONITOR_TO_CONTROL)
+                except BlockingIOError:
+                    continue
+                except ConnectionResetError:
+                    return
+                if received is None:
+                    return
+                match received[0]:
+                    case Signal(name):
+                        with contextlib.suppress(trio.WouldBlock):  # sixteen untold ones say enough
+                            self._told.send_nowait(name)
+                    case RelayExited(number, status):
+                        self._statuses[number] = status
+                    case _:
+                        self._answers.send_nowait(received)
+
+    async def _ask(self, question: Message, *fds: int) -> tuple[Message, list[int]]:
+        async with self._turn:
+            try:
+                channel.send(self._sock, question, fds)
+                answer = await self._answered.receive()
+            except (OSError, trio.EndOfChannel) as error:
+                raise ChannelError("the monitor has gone") from error
+        if answer is None:
+            raise ChannelError("the monitor has gone")
+        if isinstance(answer[0], Failed):
+            raise SockguardError(answer[0].text)
+        return answer
+
+    async def read_config(self) -> tuple[Source, ...]:
+        answer, fds = await self._ask(ReadConfig())
+        if isinstance(answer, ConfigRefused):
+            rows = [check_row(row, str, int, str, str) for row in answer.rows]
+            raise ConfigError([Mistake(str(a), int(b), str(c), str(d)) for a, b, c, d in rows])
+        if not isinstance(answer, ConfigText):
+            raise ChannelError(f"the monitor answered with {answer.TAG}")
+        try:
+            text = memfd.read(fds[0])
+        finally:
+            channel.close_all(fds)
+        sources = []
+        for row in answer.rows:
+            path, size = check_row(row, str, int)
+            sources.append(Source(str(path), text[: int(size)]))
+            text = text[int(size) :]
+        return tuple(sources)
+
+    async def bind(self, proxy: Proxy) -> socket.socket:
+        _, fds = await self._ask(Bind(proxy.name))
+        return socket.socket(fileno=fds[0])
+
+    async def executable(self, client: socket.socket, pid: int) -> str | Unknown:
+        answer, _ = await self._ask(Facts(), client.fileno())
+        if not isinstance(answer, ProcessFacts):
+            raise ChannelError(f"the monitor answered with {answer.TAG}")
+        return answer.executable or Unknown(answer.unknown)
+
+    async def spawn_relay(self, number: int) -> socket.socket:
+        _, fds = await self._ask(SpawnRelay(number))
+        return socket.socket(fileno=fds[0])
+
+    async def end_relay(self, number: int) -> None:
+        await self._ask(EndRelay(number))
+
+    async def started(self) -> None:
+        answer, _ = await self._ask(Started())
+        if not isinstance(answer, Done):
+            raise ChannelError(f"the monitor answered with {answer.TAG}")
+
+    async def signals(self) -> AsyncIterator[str]:
+        async for name in self._tells:
+            yield name
+
+    def relay_status(self, number: int) -> int | None:
+        return self._statuses.pop(number, None)
+
+    def close(self) -> None:
+        self._sock.close()

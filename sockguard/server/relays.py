@@ -1,0 +1,346 @@
+"""The relay processes as control sees them: started, handed connections in batches, and replaced when they die.
+
+A relay parses untrusted bytes, so nothing it says is taken on trust: it may speak only of connections that it was
+handed, in the few messages of privsep/messages.py; anything else ends it.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Final
+
+import trio
+
+from sockguard.audit import AuditLog
+from sockguard.config.settings import Config
+from sockguard.errors import ChannelError, SockguardError
+from sockguard.logs import log
+from sockguard.privsep import channel, memfd
+from sockguard.privsep.messages import (
+    MAX_BATCH,
+    RELAY_TO_CONTROL,
+    Close,
+    Closed,
+    ConnectionsTaken,
+    Fault,
+    Generation,
+    GenerationTaken,
+    Hello,
+    Message,
+    Row,
+    Stop,
+    check_row,
+)
+from sockguard.privsep.messages import Connections as Batch
+from sockguard.server.connections import Connection, Connections
+from sockguard.server.privileges import Privileges
+
+OUTCOMES: Final = frozenset(
+    {"closed", "client_reset", "backend_reset", "idle_timeout", "fds_refused", "out_of_files"}
+    | {"revoked", "drain_timeout", "stopped"}
+)
+"""How a connection can end by a relay's word. Besides these, control itself says "relay_lost" and "backend_…"."""
+
+_START_SECONDS: Final = 10.0
+_STEADY_SECONDS: Final = 5.0  # a relay that lived this long is replaced without a pause
+_LONGEST_PAUSE: Final = 5.0
+_STOP_SECONDS: Final = 1.0
+
+
+@dataclass(slots=True, eq=False)
+class Pending:
+    """A connection on its way to a relay: both of its sockets are control's to close until they are sent."""
+
+    connection: Connection
+    client: socket.socket
+    backend: socket.socket
+
+    def close(self) -> None:
+        self.client.close()
+        self.backend.close()
+
+
+@dataclass(slots=True, eq=False)
+class Relay:
+    """One relay process. ``held``: the connections that it was handed and has not told the end of."""
+
+    number: int
+    channel: socket.socket
+    capacity: int = 0
+    generation: int = 0
+    batch: int = 0  # rows of the one hand-over that is not acknowledged
+    held: dict[int, Connection] = field(default_factory=dict)
+    queue: deque[Pending] = field(default_factory=deque)
+    outbox: deque[tuple[Message, list[int]]] = field(default_factory=deque)
+    has_output: trio.Event = field(default_factory=trio.Event)
+    fault: str = ""
+
+    @property
+    def load(self) -> int:
+        return len(self.held) + len(self.queue)
+
+
+class RelayPool:
+    """All relays. Connections go to the one with the least to do."""
+
+    def __init__(self, config: Config, privileges: Privileges, audit: AuditLog, connections: Connections) -> None:
+        self._privileges = privileges
+        self._audit = audit
+        self._connections = connections
+        self._ready: list[Relay] = []
+        self._waiting: deque[Pending] = deque()  # while no relay is ready; bounded by the proxies' max_connections
+        self._last_number = 0
+        self._stopping = False
+        self._all_ended = trio.Event()
+        self._indexes: dict[str, int] = {}
+        self._generation = 0
+        self._content = b""
+        self.new_generation(config)
+
+    def new_generation(self, config: Config) -> None:
+        """What relays need to know of the configuration, numbered."""
+        self._generation += 1
+        self._indexes = {name: index for index, name in enumerate(config.proxies)}
+        proxies = [{"fds": p.fds, "idle_timeout": p.idle_timeout} for p in config.proxies.values()]
+        self._content = json.dumps({"proxies": proxies, "rules": []}).encode()
+
+    # ── the life of a relay ──
+
+    async def run(self, count: int, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep ``count`` relays alive; started when all are. Raises SockguardError when one cannot be at first."""
+        async with trio.open_nursery() as nursery:
+            for _ in range(count):
+                await nursery.start(self._keep_one)
+            task_status.started()
+        self._all_ended.set()
+
+    async def _keep_one(self, task_status: trio.TaskStatus[None]) -> None:
+        pause = 0.0
+        first = True
+        while not self._stopping:
+            started = trio.current_time()
+            number = self._next_number()
+            relay = None
+            try:
+                with trio.fail_after(_START_SECONDS):
+                    relay = await self._start(number)
+                if first:
+                    first = False
+                    task_status.started()
+                else:
+                    self._audit.emit("relay_restarted", relay=number)
+                await self._serve(relay)
+                reason = ""
+            except (OSError, ChannelError) as error:
+                reason = str(error)
+            except trio.TooSlowError:
+                reason = f"it did not start within {_START_SECONDS:g} s"
+            if first:
+                raise SockguardError(f"a relay could not be started: {reason or self._how(number, relay)}")
+            if self._stopping:
+                return
+            if relay is not None:
+                await self._bury(relay, reason)
+            pause = 0.0 if trio.current_time() - started > _STEADY_SECONDS else min(2 * pause + 0.1, _LONGEST_PAUSE)
+            await trio.sleep(pause)
+
+    def _next_number(self) -> int:
+        self._last_number += 1
+        return self._last_number
+
+    async def _start(self, number: int) -> Relay:
+        sock = await self._privileges.spawn_relay(number)
+        sock.setblocking(False)
+        relay = Relay(number, sock)
+        message = await self._receive(relay)
+        if not isinstance(message, Hello):
+            fault = message.text if isinstance(message, Fault) else self._how(number, relay)
+            sock.close()
+            raise ChannelError(fault)
+        relay.capacity = message.capacity
+        self._send_generation(relay)
+        return relay
+
+    def _send_generation(self, relay: Relay) -> None:
+        self._send(relay, Generation(self._generation), [memfd.write("sockguard-rules", self._content)])
+
+    async def _serve(self, relay: Relay) -> None:
+        """Until the relay has gone. Raises ChannelError for what it must not say."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._write, relay)
+            while (message := await self._receive(relay)) is not None:
+                self._on_message(relay, message)
+            nursery.cancel_scope.cancel()
+
+    async def _receive(self, relay: Relay) -> Message | None:
+        while True:
+            await trio.lowlevel.wait_readable(relay.channel)
+            try:
+                received = channel.receive(relay.channel, RELAY_TO_CONTROL)
+            except BlockingIOError:
+                continue
+            except ConnectionResetError:
+                return None
+            return received[0] if received else None
+
+    def _on_message(self, relay: Relay, message: Message) -> None:
+        match message:
+            case ConnectionsTaken(count):
+                if count != relay.batch or not count:
+                    raise ChannelError("an acknowledgement of what was not sent")
+                relay.batch = 0
+                self._hand_over(relay)
+            case Closed(rows):
+                for row in rows:
+                    self._on_closed(relay, row)
+            case GenerationTaken(number):
+                if number != self._generation:
+                    raise ChannelError("an acknowledgement of what was not sent")
+                relay.generation = number
+                if relay not in self._ready:
+                    self._ready.append(relay)
+                    self._deal_out()
+            case Fault(text):
+                relay.fault = text
+            case _:
+                raise ChannelError(f"a {message.TAG} message out of its time")
+
+    def _on_closed(self, relay: Relay, row: Row) -> None:
+        number, from_client, from_backend, outcome = check_row(row, int, int, int, str)
+        connection = relay.held.pop(int(number), None)
+        if connection is None:
+            raise ChannelError("the end of a connection that it does not have")
+        if outcome not in OUTCOMES or int(from_client) < 0 or int(from_backend) < 0:
+            raise ChannelError("an end of a connection that cannot be")
+        self._connections.ended(connection, str(outcome), int(from_client), int(from_backend))
+
+    async def _bury(self, relay: Relay, reason: str) -> None:
+        """A relay has died, or is to: its connections are lost, and those that wait for it go to another."""
+        if relay in self._ready:
+            self._ready.remove(relay)
+        relay.channel.close()
+        if reason:  # it said what it must not: it may still live
+            await self._privileges.end_relay(relay.number)
+        lost = list(relay.held.values())
+        relay.held.clear()
+        log.error(
+            "a relay has ended; its connections are lost, another one is started",
+            relay=relay.number,
+            connections=len(lost),
+            reason=reason or self._how(relay.number, relay),
+        )
+        for connection in lost:
+            self._connections.ended(connection, "relay_lost", None, None)
+        for _, fds in relay.outbox:
+            channel.close_all(fds)
+        self._waiting.extend(relay.queue)
+        relay.queue.clear()
+        self._deal_out()
+
+    def _how(self, number: int, relay: Relay | None) -> str:
+        if relay is not None and relay.fault:
+            return relay.fault
+        try:
+            status = self._privileges.relay_status(number)
+        except KeyError:
+            status = None
+        if status is None:
+            return "it ended"
+        return f"it was ended by signal {-status}" if status < 0 else f"it ended with status {status}"
+
+    # ── connections ──
+
+    def hand_over(self, connection: Connection, client: socket.socket, backend: socket.socket) -> None:
+        """Queue a connection for a relay; flush() sends what is queued."""
+        pending = Pending(connection, client, backend)
+        relay = min(self._ready, key=_load, default=None)
+        if relay is None:
+            self._waiting.append(pending)
+        elif relay.load >= relay.capacity:
+            pending.close()
+            self._connections.ended(connection, "out_of_files", reason="every relay is at its limit of open files")
+        else:
+            relay.queue.append(pending)
+
+    def flush(self) -> None:
+        """Send what is queued, a batch a relay."""
+        for relay in self._ready:
+            if relay.queue and not relay.batch:
+                self._hand_over(relay)
+
+    def close(self, connection: Connection, outcome: str) -> None:
+        """End a live connection. Its end is told when the relay has done it."""
+        for relay in self._ready:
+            if connection.number in relay.held:
+                self._send(relay, Close(((connection.number, outcome),)))
+                return
+            for pending in relay.queue:
+                if pending.connection is connection:
+                    relay.queue.remove(pending)
+                    pending.close()
+                    self._connections.ended(connection, outcome)
+                    return
+
+    async def stop(self) -> None:
+        """Tell all relays to end, and wait a moment for it; one that hangs is killed by who started it."""
+        self._stopping = True
+        for relay in self._ready:
+            self._send(relay, Stop())
+        with trio.move_on_after(_STOP_SECONDS):
+            await self._all_ended.wait()
+
+    def _deal_out(self) -> None:
+        waiting, self._waiting = self._waiting, deque()
+        for pending in waiting:
+            self.hand_over(pending.connection, pending.client, pending.backend)
+        self.flush()
+
+    def _hand_over(self, relay: Relay) -> None:
+        rows: list[Row] = []
+        fds: list[int] = []
+        while relay.queue and len(rows) < MAX_BATCH:
+            pending = relay.queue.popleft()
+            connection = pending.connection
+            index = self._indexes[connection.admission.proxy.name]
+            rows.append((connection.number, self._generation, index, 0))
+            fds += (pending.client.detach(), pending.backend.detach())
+            relay.held[connection.number] = connection
+        if rows:
+            relay.batch = len(rows)
+            self._send(relay, Batch(tuple(rows)), fds)
+
+    def _send(self, relay: Relay, message: Message, fds: list[int] | None = None) -> None:
+        """Send now if nothing waits, else in turn. The fds are closed once they are sent."""
+        relay.outbox.append((message, fds or []))
+        if len(relay.outbox) == 1:
+            self._send_what_goes(relay)
+        if relay.outbox:
+            relay.has_output.set()
+
+    def _send_what_goes(self, relay: Relay) -> None:
+        try:
+            while relay.outbox:
+                message, fds = relay.outbox[0]
+                channel.send(relay.channel, message, fds)
+                relay.outbox.popleft()
+                channel.close_all(fds)
+        except OSError:  # full, too many fds in flight, or gone; the writer and the reader see to these
+            return
+
+    async def _write(self, relay: Relay) -> None:
+        while True:
+            await relay.has_output.wait()
+            relay.has_output = trio.Event()
+            while relay.outbox:
+                await trio.lowlevel.wait_writable(relay.channel)
+                left = len(relay.outbox)
+                self._send_what_goes(relay)
+                if len(relay.outbox) == left:
+                    await trio.sleep(0.01)
+
+
+def _load(relay: Relay) -> int:
+    return len(relay.held) + len(relay.queue)

@@ -1,0 +1,1 @@
+"""What the tests share: the real daemon as a process, clients as processes of other users."""

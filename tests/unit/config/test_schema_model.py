@@ -1,0 +1,47 @@
+"""The model's own schema, held against the example and the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import tomli
+
+from sockguard.config.model import json_schema
+
+EXAMPLE = tomli.loads((Path(__file__).parents[3] / "example.toml").read_text())
+LATER = {"daemon": {"control", "metrics"}, "proxy": {"allow_root_identity"}, "expect": {"request"}}
+"""Keys that only say that something is not available yet; an example would teach nothing."""
+
+
+def test_every_key_has_a_description() -> None:
+    """An editor can say what each key is for."""
+    for name, table in json_schema()["$defs"].items():
+        for key, what in table["properties"].items():
+            assert what.get("description"), f"{name}.{key}"
+
+
+def test_it_is_for_toml() -> None:
+    """No null, no titles made up from names, and every table is closed."""
+    made = json_schema()
+    assert "null" not in str(made)
+    assert made["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    assert all(table["additionalProperties"] is False for table in [made, *made["$defs"].values()])
+    bounds = made["$defs"]["ProxyTable"]["properties"]["max_connections"]
+    assert (bounds["minimum"], bounds["maximum"]) == (1, 1_000_000)
+
+
+def test_the_example_has_every_key() -> None:
+    """example.toml is complete, but for keys that say only what is not available."""
+    tables = json_schema()["$defs"]
+    proxies = list(EXAMPLE["proxy"].values())
+    used: dict[str, list[dict[str, Any]]] = {
+        "DaemonTable": [EXAMPLE["daemon"]],
+        "LogTable": [EXAMPLE["log"]],
+        "ProxyTable": proxies,
+        "RuleTable": [rule for proxy in proxies for rule in proxy["allow"] + proxy.get("deny", [])],
+        "ExpectTable": [expect for proxy in proxies for expect in proxy.get("expect", [])],
+    }
+    later = set().union(*LATER.values())
+    for name, found in used.items():
+        assert set(tables[name]["properties"]) - later == set().union(*found), name
