@@ -14,22 +14,15 @@ from typing import Final, Literal
 from sockguard.config.settings import Config, ListenKind, Proxy
 from sockguard.policy.lint import Finding
 from sockguard.policy.rule import Rule
-
-CONTROL_USER: Final = "sockguard"
-RELAY_USER: Final = "sockguard-relay"
-
-CAP_CHOWN: Final = 0
-CAP_SETGID: Final = 6
-CAP_SETUID: Final = 7
-CAP_SYS_PTRACE: Final = 19
-"""linux/capability.h"""
-
-CAP_NAMES: Final = {
-    CAP_CHOWN: "CAP_CHOWN",
-    CAP_SETGID: "CAP_SETGID",
-    CAP_SETUID: "CAP_SETUID",
-    CAP_SYS_PTRACE: "CAP_SYS_PTRACE",
-}
+from sockguard.privsep.rights import (
+    CAP_CHOWN,
+    CAP_SETGID,
+    CAP_SETUID,
+    CAP_SYS_PTRACE,
+    CAPABILITY_NAMES,
+    CONTROL_USER,
+    RELAY_USER,
+)
 
 STATUS_LIMIT: Final = 1 << 16
 """Bytes read of /proc/self/status."""
@@ -146,7 +139,7 @@ def _asks_for_executables(rule: Rule) -> bool:
 def _lacking(process: Process, wanted: Set[int]) -> str:
     """Name the capabilities that are not in effect, "" when all are."""
     lacking = sorted(wanted - process.effective)
-    return f"without {' and '.join(CAP_NAMES[number] for number in lacking)}" if lacking else ""
+    return f"without {' and '.join(CAPABILITY_NAMES[number] for number in lacking)}" if lacking else ""
 
 
 def _get(process: Process, wanted: Set[int]) -> str:

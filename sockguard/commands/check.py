@@ -1,4 +1,7 @@
-"""``sockguard check``: the daemon's own reading of the file, expectations included. Binds nothing, changes nothing."""
+"""``sockguard check``: the daemon's own reading of the file, expectations included. Binds nothing, changes nothing.
+
+With ``--system`` it also looks at this machine (sockguard/checks).
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,9 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from typing import Final
 
-from sockguard.errors import EXIT_FILE, EXIT_OK, ConfigError, Mistake
-
-DEFAULT_CONFIG: Final = "/etc/sockguard/sockguard.toml"
+from sockguard.commands.options import add_config
+from sockguard.errors import EXIT_FILE, ConfigError, Mistake
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -18,15 +19,23 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "check",
         help="read the configuration as the daemon would, and say every mistake in it",
-        description="Read the configuration as the daemon would, expectations included. Exit status: 0 good, 2 bad.",
+        description="Read the configuration as the daemon would, expectations included. "
+        "Exit status: 0 good, 2 bad; with --system 1 if a finding is an error.",
     )
-    parser.add_argument("--config", metavar="FILE", default=DEFAULT_CONFIG, help="default: %(default)s")
+    add_config(parser)
+    parser.add_argument(
+        "--system",
+        action="store_true",
+        help="also look at this machine: ways around sockguard, kernel, capabilities, rules that cannot match",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print one line for a good file (standard output), or each mistake of a bad one (standard error)."""
+    from sockguard.checks.report import exit_status, render, system_findings
+    from sockguard.checks.report import to_json as findings_json
     from sockguard.config.load import examine  # here: other commands need not pay for pydantic
     from sockguard.config.read import read_sources, shown
     from sockguard.identity.accounts import Accounts
@@ -45,14 +54,19 @@ def run(args: argparse.Namespace) -> int:
         "rules": sum(len(proxy.rules) for proxy in loaded.config.proxies.values()),
         "expectations": loaded.expectations,
     }
+    findings = system_findings(loaded.config) if args.system else []
+    status = exit_status(findings)
     if args.json:
-        print(json.dumps({**_report(file, ()), **counts}))
-        return EXIT_OK
+        found = {"findings": findings_json(findings)} if args.system else {}
+        print(json.dumps({**_report(file, ()), **counts, **found}))
+        return status
     print(
         f"{file}: good: {_count(counts['proxies'], 'proxy', 'proxies')}, {_count(counts['rules'], 'rule', 'rules')}, "
         f"{_count(counts['expectations'], 'expectation', 'expectations')} met"
     )
-    return EXIT_OK
+    if args.system:
+        print(render(findings))
+    return status
 
 
 def _report(file: str, mistakes: Sequence[Mistake]) -> dict[str, object]:

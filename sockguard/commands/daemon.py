@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from sockguard.commands.check import DEFAULT_CONFIG
+from sockguard.commands.options import add_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The daemon is what sockguard does without a command: its arguments are those of the command line itself."""
-    parser.add_argument("--config", metavar="FILE", default=DEFAULT_CONFIG, help="default: %(default)s")
+    add_config(parser, top=True)
     parser.set_defaults(run=run)
 
 

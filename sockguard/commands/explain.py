@@ -12,7 +12,7 @@ import json
 from datetime import UTC, datetime
 from typing import Final
 
-from sockguard.commands.check import DEFAULT_CONFIG
+from sockguard.commands.options import add_config
 from sockguard.config.settings import Config, Proxy
 from sockguard.errors import EXIT_OK, UsageError
 from sockguard.identity.accounts import Accounts
@@ -45,7 +45,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--request", metavar="R", help="a request that it makes")
     parser.add_argument("--against", metavar="NEW", help="also judge by this file; the exit status is by this one")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--config", metavar="FILE", default=DEFAULT_CONFIG, help="default: %(default)s")
+    add_config(parser)
     parser.set_defaults(run=run)
 
 

@@ -42,8 +42,6 @@ from sockguard.privsep.messages import (
     Started,
 )
 
-CONTROL_USER: Final = "sockguard"
-RELAY_USER: Final = "sockguard-relay"
 FALLBACK_RELAY_USER: Final = "nobody"
 MAX_RELAYS: Final = 256
 """Relays alive at once, whatever control asks for."""
@@ -69,7 +67,7 @@ def _account(name: str) -> rights.Account | None:
         entry = pwd.getpwnam(name)
     except KeyError:
         return None
-    groups = os.getgrouplist(name, entry.pw_gid) if name == CONTROL_USER else []
+    groups = os.getgrouplist(name, entry.pw_gid) if name == rights.CONTROL_USER else []
     return rights.Account(entry.pw_uid, entry.pw_gid, tuple(sorted(set(groups))))
 
 
@@ -102,8 +100,8 @@ class Monitor:
             signal.signal(number, lambda *_: None)
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         if rights.effective_capabilities() >= _SPAWNING:
-            self._control_account = _account(CONTROL_USER)
-            self._relay_account = _account(RELAY_USER) or _account(FALLBACK_RELAY_USER)
+            self._control_account = _account(rights.CONTROL_USER)
+            self._relay_account = _account(rights.RELAY_USER) or _account(FALLBACK_RELAY_USER)
         self._control_pid, control = spawn.spawn_control(
             self._control_account, [str(self._relay_account.uid if self._relay_account else -1)]
         )

@@ -24,6 +24,10 @@ CAPABILITY_NAMES: Final = {
     CAP_SYS_PTRACE: "CAP_SYS_PTRACE",
 }
 
+CONTROL_USER: Final = "sockguard"
+RELAY_USER: Final = "sockguard-relay"
+"""The users that the processes become where there is privilege; the package makes them."""
+
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_NAME: Final = 15

@@ -12,6 +12,8 @@ import trio
 
 from sockguard import audit, logs
 from sockguard.audit import AuditLog
+from sockguard.checks.privileges import own_ids, this_process
+from sockguard.checks.reach import backend_findings
 from sockguard.config.load import load
 from sockguard.config.settings import Config
 from sockguard.errors import EXIT_OK, EXIT_WORLD, SockguardError
@@ -134,7 +136,11 @@ class Daemon:
         for proxy in self._config.proxies.values():
             if not proxy.enforce:
                 log.warning("PERMISSIVE: what the rules would deny is let through", proxy=proxy.name)
+        guards, guard_gids = own_ids(this_process())
         for proxy in self._config.proxies.values():
+            for finding in backend_findings(proxy, guards, guard_gids):
+                if finding.severity == "error":
+                    log.warning(finding.text, subject=finding.subject, remedy=finding.remedy)
             log.info("guarding", proxy=proxy.name, listen=str(proxy.listen), backend=proxy.backend)
 
     # ── events ──

@@ -8,10 +8,6 @@ from typing import Any
 import pytest
 
 from sockguard.checks.privileges import (
-    CAP_CHOWN,
-    CAP_SETGID,
-    CAP_SETUID,
-    CAP_SYS_PTRACE,
     Process,
     own_ids,
     privilege_findings,
@@ -21,6 +17,7 @@ from sockguard.checks.privileges import (
 from sockguard.config.settings import Config, Daemon, Listen, ListenKind, Log, Proxy
 from sockguard.policy.lint import Finding
 from sockguard.policy.rule import Action, NamedWho, Rule, Who
+from sockguard.privsep.rights import CAP_CHOWN, CAP_SETGID, CAP_SETUID, CAP_SYS_PTRACE
 
 ALL = frozenset(range(41))
 ROOT = Process(0, frozenset({0}), ALL, ALL)
