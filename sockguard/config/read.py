@@ -133,7 +133,7 @@ def _others_can_write(found: os.stat_result, fd: int) -> str | None:
         return None
     if found.st_uid != 0:
         return f"belongs to uid {found.st_uid}, who could change it; run: chown root"
-    if found.st_mode & stat.S_IWOTH and found.st_mode & stat.S_ISVTX:
+    if found.st_mode & stat.S_IWOTH and found.st_mode & stat.S_ISVTX and stat.S_ISDIR(found.st_mode):
         return "can be written by everyone; move the file to a folder of root's own"
     if found.st_mode & stat.S_IWOTH:
         return "can be written by everyone; run: chmod go-w"

@@ -105,11 +105,6 @@ def test_a_name_that_cannot_be_printed_is_escaped(file: Path, folder: Path) -> N
 class TestAsRoot:
     """Run as root, a file or folder that others can write is refused."""
 
-    @pytest.fixture(autouse=True)
-    def _root(self) -> None:
-        if os.geteuid() != 0:
-            pytest.skip("needs root")
-
     @pytest.mark.parametrize("which", ["file", "parent", "folder", "inside"])
     @pytest.mark.parametrize("mode", [0o002, 0o1002, 0o020])
     def test_writable_by_others(self, file: Path, folder: Path, which: str, mode: int) -> None:
@@ -121,7 +116,8 @@ class TestAsRoot:
             os.chown(path, 0, 4)
         path.chmod(path.stat().st_mode | mode)
         (said,) = _refusals(file)
-        assert "chmod go-w" in said
+        remedy = "folder of root's own" if mode == 0o1002 and path.is_dir() else "chmod go-w"  # chmod /tmp is no advice
+        assert remedy in said
         assert said.startswith(f"{path}: ")
 
     @pytest.mark.parametrize("which", ["file", "parent", "folder"])
