@@ -13,14 +13,15 @@ demo: $(VENV)/.installed
 	@$(BIN)/sockguard demo
 
 test: $(VENV)/.tested
-	@$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/unit $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -q tests/integration tests/system $(PYTEST_ARGS)
 
 check: $(VENV)/.tested
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@$(BIN)/python -m pytest -q tests/unit $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/unit $(PYTEST_ARGS)
 
 # Debian ships Python without ensurepip: root installs it, others are told the one line.
 $(BIN)/pip:

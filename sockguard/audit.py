@@ -88,6 +88,11 @@ class AuditLog:
         self._thread.start()
 
     @property
+    def seq(self) -> int:
+        """The number of the last event."""
+        return self._seq
+
+    @property
     def queued(self) -> int:
         """Events that are not written yet."""
         return len(self._queue)

@@ -7,13 +7,19 @@ package but this one and the standard library is in its reach.
 
 from __future__ import annotations
 
+import codecs
 import os
 import sys
 
 
 def main() -> int:
-    # Behind the standard library, so that nothing beside this package can stand in for it.
-    sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    # Python imports a codec when it is first asked for, and by then the interpreter may be out of reach.
+    for codec in ("ascii", "latin-1", "unicode_escape", "idna"):
+        codecs.lookup(codec)
+    # Behind the standard library, so that nothing beside this package can stand in for it; before what is installed,
+    # so that no other copy of sockguard can stand in for this one.
+    installed = (i for i, path in enumerate(sys.path) if path.endswith(("site-packages", "dist-packages")))
+    sys.path.insert(next(installed, len(sys.path)), os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     role, *arguments = sys.argv[1:]
     if role == "relay":
         from sockguard.relay.process import main as relay

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from sockguard import __version__
-from sockguard.commands import check, daemon, demo, explain, schema, suggest
+from sockguard.commands import check, close, daemon, demo, explain, reload, schema, status, suggest
 from sockguard.errors import EXIT_FILE, ConfigError, SockguardError
 
 
@@ -21,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"sockguard {__version__}")
     daemon.add_arguments(top)
     commands = top.add_subparsers(title="commands", metavar="COMMAND")
-    for command in (check, explain, suggest, schema, demo):
+    for command in (check, explain, status, reload, close, suggest, schema, demo):
         command.add_parser(commands)
     return top
 

@@ -36,6 +36,24 @@ def system_findings(config: Config) -> list[Finding]:
     return found
 
 
+def ways_around(config: Config) -> list[Finding]:
+    """Say how others can reach a proxy's backend without passing sockguard: the errors of backend_findings.
+
+    Empty where there is no /proc to say who is looking.
+    """
+    try:
+        guards, guard_gids = own_ids(this_process())
+    except OSError:
+        return []
+    members_of = local_members()
+    return [
+        finding
+        for proxy in config.proxies.values()
+        for finding in backend_findings(proxy, guards, guard_gids, members_of=members_of)
+        if finding.severity == "error"
+    ]
+
+
 def exit_status(findings: Sequence[Finding]) -> int:
     """EXIT_WORLD when a finding is an error, else EXIT_OK."""
     return EXIT_WORLD if any(finding.severity == "error" for finding in findings) else EXIT_OK

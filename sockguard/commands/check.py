@@ -1,6 +1,7 @@
 """``sockguard check``: the daemon's own reading of the file, expectations included. Binds nothing, changes nothing.
 
-With ``--system`` it also looks at this machine (sockguard/checks).
+With ``--system`` it also looks at this machine (sockguard/checks). Without, ways around sockguard are said all the
+same, as warnings: a file that is good guards nothing if others can reach the backend.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Print one line for a good file (standard output), or each mistake of a bad one (standard error)."""
-    from sockguard.checks.report import exit_status, render, system_findings
+    from sockguard.checks.report import exit_status, render, system_findings, ways_around
     from sockguard.checks.report import to_json as findings_json
     from sockguard.config.load import examine  # here: other commands need not pay for pydantic
     from sockguard.config.read import read_sources, shown
@@ -55,6 +56,8 @@ def run(args: argparse.Namespace) -> int:
         "expectations": loaded.expectations,
     }
     findings = system_findings(loaded.config) if args.system else []
+    for finding in [] if args.system else ways_around(loaded.config):
+        print(f"warning: {finding.subject}: {finding.text}; remedy: {finding.remedy}", file=sys.stderr)
     status = exit_status(findings)
     if args.json:
         found = {"findings": findings_json(findings)} if args.system else {}

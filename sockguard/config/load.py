@@ -75,7 +75,12 @@ def examine(sources: Sequence[Source], accounts: AccountsLike) -> Loaded:
     if mistakes:
         raise ConfigError(mistakes)
     config = Config(
-        Daemon(relays=main.daemon.relays, drain_timeout=main.daemon.drain_timeout),
+        Daemon(
+            relays=main.daemon.relays,
+            drain_timeout=main.daemon.drain_timeout,
+            control=main.daemon.control,
+            metrics=main.daemon.metrics,
+        ),
         Log(level=main.log.level, format=main.log.format, requests=main.log.requests),
         {name: proxy for name, proxy in made.items() if proxy is not None},
     )

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, PlainVa
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
-from sockguard.config import available, values
+from sockguard.config import available, runtime, values
 from sockguard.config.settings import Listen
 from sockguard.config.words import Bad, did_you_mean, kind, quoted
 
@@ -84,11 +84,11 @@ class Table(BaseModel):
 class DaemonTable(Table):
     """The daemon as a whole."""
 
-    control: Annotated[Literal[""], _OneOf()] = Field(
-        default="", description='Path of the control socket. This version has none: only "" is accepted.'
-    )
-    metrics: Annotated[Literal[""], _OneOf()] = Field(
-        default="", description='Where Prometheus reads. This version has no metrics: only "" is accepted.'
+    control: Annotated[
+        str | None, PlainValidator(runtime.control), WithJsonSchema({"type": "string", "pattern": "^(/.*)?$"})
+    ] = Field(default=None, description='Path of the control socket (status, reload); "" for none.')
+    metrics: Annotated[str, PlainValidator(runtime.metrics), WithJsonSchema({"type": "string"})] = Field(
+        default="", description='Where Prometheus reads: "ADDRESS:PORT", or the path of a socket; "" for nowhere.'
     )
     relays: Annotated[int, Field(ge=0, le=64)] = Field(
         default=0, description="Number of relay processes; 0: one per CPU, at most 8."
@@ -199,19 +199,22 @@ class ProxyTable(Table):
         str | None, PlainValidator(values.backend), WithJsonSchema({"type": "string", "pattern": "^/"})
     ] = Field(default=None, description="The private socket that the service listens on: an absolute path.")
     protocol: Annotated[available.Protocol, _OneOf()] = Field(
-        default="stream", description="What is spoken; stream: bytes that nobody reads."
+        default="stream",
+        description="What is spoken; stream: bytes, seqpacket: records, neither read by anyone.",
     )
     identity: Annotated[available.Identity, _OneOf()] = Field(
-        default="proxy", description="Whom the backend sees as its peer; proxy: sockguard."
+        default="proxy",
+        description="Whom the backend sees as its peer; proxy: sockguard; client: the client's uid, gid and groups.",
     )
     allow_root_identity: bool = Field(
-        default=False, description='With identity = "client": may it show uid 0. This version: false.'
+        default=False, description='With identity = "client": may the backend be shown uid 0.'
     )
     fds: Annotated[Literal["forward", "refuse"], _OneOf()] = Field(
         default="forward", description="What becomes of file descriptors that are passed along (SCM_RIGHTS)."
     )
     sender: Annotated[available.Sender, _OneOf()] = Field(
-        default="any", description="Who may send on a connection; any: whoever holds it."
+        default="any",
+        description="Who may send on a connection; any: whoever holds it; same-user: the uid that connected.",
     )
     delivery: Annotated[available.Delivery, _OneOf()] = Field(
         default="relay", description="How a connection reaches the service; relay: its bytes are passed on."

@@ -49,6 +49,8 @@ class Resolver:
         if table.connect_timeout == 0:
             self._faults.add(document, (*path, "connect_timeout"), "must be more than 0s: nothing could connect")
         self._socket_keys(document, path, table)
+        if table.allow_root_identity and table.identity != "client":
+            self._faults.add(document, (*path, "allow_root_identity"), 'is only for identity = "client"')
         owner = self._owner(document, (*path, "owner"), table.owner)
         group = self._owner(document, (*path, "group"), table.group)
         rules = [
@@ -69,6 +71,7 @@ class Resolver:
             group=group,
             protocol=table.protocol,
             identity=table.identity,
+            allow_root_identity=table.allow_root_identity,
             fds=table.fds,
             sender=table.sender,
             enforce=table.enforce,

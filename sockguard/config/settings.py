@@ -42,6 +42,7 @@ class Proxy:
     group: int | None = None
     protocol: str = "stream"
     identity: Literal["proxy", "client"] = "proxy"
+    allow_root_identity: bool = False
     fds: Literal["forward", "refuse"] = "forward"
     sender: Literal["any", "same-user"] = "any"
     enforce: bool = True
@@ -53,8 +54,13 @@ class Proxy:
 
 @dataclass(frozen=True, slots=True)
 class Daemon:
-    """The ``[daemon]`` table. relays: the number in the file, 0 for one per CPU. drain_timeout in seconds."""
+    """The ``[daemon]`` table. relays: the number in the file, 0 for one per CPU. drain_timeout in seconds.
 
+    control: a path, "" for none, None for the default. metrics: "ADDRESS:PORT", a path, or "" for none.
+    """
+
+    control: str | None = None
+    metrics: str = ""
     relays: int = 0
     drain_timeout: float = 30.0
 

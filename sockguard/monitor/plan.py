@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import grp
 import pwd
+import socket
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 import tomli
@@ -40,8 +42,32 @@ def listen_specs(sources: Iterable[Source]) -> dict[str, ListenSpec]:
             owner=owner,
             group=group,
             refuse_fds=fds == "refuse",
+            records=table.get("protocol") == "seqpacket",
+            credentials=table.get("sender") == "same-user",
         )
     return specs
+
+
+@dataclass(frozen=True, slots=True)
+class Impersonation:
+    """A proxy whose backend is to see the client: where it is, of which socket type, and whether as root, too."""
+
+    backend: str
+    type: int
+    root: bool
+
+
+def impersonations(sources: Iterable[Source]) -> dict[str, Impersonation]:
+    """The proxies with ``identity = "client"``, by name."""
+    return {
+        name: Impersonation(
+            backend,
+            socket.SOCK_SEQPACKET if table.get("protocol") == "seqpacket" else socket.SOCK_STREAM,
+            table.get("allow_root_identity") is True,
+        )
+        for name, table in _tables(sources, "proxy")
+        if table.get("identity") == "client" and isinstance(backend := table.get("backend"), str)
+    }
 
 
 def needed_capabilities(sources: Iterable[Source]) -> frozenset[int]:

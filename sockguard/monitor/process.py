@@ -19,28 +19,33 @@ from collections.abc import Callable
 from typing import Final, NoReturn
 
 from sockguard.config.read import Source, read_sources
+from sockguard.config.runtime import runtime_folder
 from sockguard.errors import EXIT_WORLD, ChannelError, ConfigError, SockguardError
 from sockguard.identity import peercred, process
-from sockguard.identity.peer import Unknown
-from sockguard.monitor import plan
+from sockguard.identity.peer import OVERFLOW_ID, Unknown
+from sockguard.monitor import impersonate, plan
 from sockguard.privsep import activation, channel, listening, memfd, rights, spawn
 from sockguard.privsep.messages import (
     CONTROL_TO_MONITOR,
+    Adopt,
     Bind,
     ConfigRefused,
     ConfigText,
+    ConnectAs,
     Done,
     EndRelay,
     Facts,
     Failed,
     Message,
+    NotConnected,
     ProcessFacts,
     ReadConfig,
     RelayExited,
     Signal,
     SpawnRelay,
-    Started,
+    Unbind,
 )
+from sockguard.privsep.runtime import prepare_runtime_folder
 
 FALLBACK_RELAY_USER: Final = "nobody"
 MAX_RELAYS: Final = 256
@@ -71,6 +76,16 @@ def _account(name: str) -> rights.Account | None:
     return rights.Account(entry.pw_uid, entry.pw_gid, tuple(sorted(set(groups))))
 
 
+def _socket(fd: int) -> socket.socket:
+    """A copy of a descriptor that control has passed, as a socket. Raises SockguardError when it is none."""
+    copy = os.dup(fd)
+    try:
+        return socket.socket(fileno=copy)
+    except OSError as error:
+        os.close(copy)
+        raise SockguardError(f"not a connection whose peer can be known: {error.strerror}") from error
+
+
 class Monitor:
     """One control process, its relays, and what was bound for them."""
 
@@ -79,7 +94,10 @@ class Monitor:
         self._adopted = activation.adopt()
         self._sources: tuple[Source, ...] = ()
         self._specs: dict[str, listening.ListenSpec] = {}
-        self._bound: list[listening.Bound] = []
+        self._impersonations: dict[str, plan.Impersonation] = {}
+        self._in_force: dict[str, listening.ListenSpec] = {}
+        self._bound: dict[str, listening.Bound] = {}
+        self._working_set: frozenset[int] | None = None  # once the start is over
         self._relays: dict[int, tuple[int, int]] = {}  # pid → (control's number, its uid or -1)
         self._control_pid = 0
         self._control_account: rights.Account | None = None
@@ -89,9 +107,11 @@ class Monitor:
             ReadConfig: self._read_config,
             Bind: self._bind,
             Facts: self._facts,
+            ConnectAs: self._connect_as,
             SpawnRelay: self._spawn_relay,
             EndRelay: self._end_relay,
-            Started: self._started,
+            Unbind: self._unbind,
+            Adopt: self._adopt,
         }
 
     def run(self) -> int:
@@ -102,8 +122,9 @@ class Monitor:
         if rights.effective_capabilities() >= _SPAWNING:
             self._control_account = _account(rights.CONTROL_USER)
             self._relay_account = _account(rights.RELAY_USER) or _account(FALLBACK_RELAY_USER)
+        self._make_runtime_folder()
         self._control_pid, control = spawn.spawn_control(
-            self._control_account, [str(self._relay_account.uid if self._relay_account else -1)]
+            self._control_account, [str(self._relay_account.uid if self._relay_account else -1), self._config]
         )
         fault = ""
         with control:
@@ -113,13 +134,25 @@ class Monitor:
                 fault = f"the control process sent {error}"
         status = self._wait_for_control()
         self._wait_for_relays()
-        for bound in self._bound:
+        for bound in self._bound.values():
             bound.remove()
         if status < 0:
             fault = fault or f"the control process was ended by {signal.Signals(-status).name}"
         if fault:
             print(f"sockguard: {fault}", file=sys.stderr)
         return EXIT_WORLD if fault else status
+
+    def _make_runtime_folder(self) -> None:
+        """Where control makes its socket: root's folder, given to control's user."""
+        folder = runtime_folder(os.environ, os.geteuid())
+        account = self._control_account
+        if folder is not None and account is not None:
+            try:
+                prepare_runtime_folder(folder, account.uid, account.gid)
+            except SockguardError as error:
+                print(f"sockguard: {error}", file=sys.stderr)
+            else:
+                os.environ["RUNTIME_DIRECTORY"] = folder
 
     def _serve(self, control: socket.socket) -> None:
         poll = select.poll()
@@ -179,13 +212,34 @@ class Monitor:
         spec = self._specs.get(message.proxy)
         if spec is None:
             raise SockguardError(f"proxy.{message.proxy[:64]}: not in the file as the monitor reads it")
+        if message.proxy in plan.impersonations(self._sources) and not rights.effective_capabilities() >= _SPAWNING:
+            raise SockguardError(f'proxy.{message.proxy}.identity: "client" needs CAP_SETUID and CAP_SETGID')
         sock, bound = listening.listen(spec, self._adopted)
         if bound:
-            self._bound.append(bound)
+            self._bound[message.proxy] = bound
         return Done(1), [sock.detach()]
 
+    def _unbind(self, message: Unbind) -> tuple[Message, list[int]]:
+        bound = self._bound.pop(message.proxy, None)
+        if bound:
+            bound.remove()
+        return Done(0), []
+
+    def _adopt(self, _: Adopt) -> tuple[Message, list[int]]:
+        """From the first one on only what goes on being needed: binding in others' folders was the start's matter."""
+        needed = _SPAWNING | plan.needed_capabilities(self._sources)
+        if self._working_set is None:
+            rights.keep_capabilities(needed)
+            self._working_set = needed
+        elif missing := needed - self._working_set:
+            names = ", ".join(sorted(rights.CAPABILITY_NAMES[number] for number in missing))
+            raise SockguardError(f"{names} was given up at the start, when no proxy needed it: restart sockguard")
+        self._impersonations = plan.impersonations(self._sources)
+        self._in_force = self._specs
+        return Done(0), []
+
     def _facts(self, _: Facts, client: int) -> tuple[Message, list[int]]:
-        with socket.socket(fileno=os.dup(client)) as sock:
+        with _socket(client) as sock:
             try:
                 pid, _uid, _gid = peercred.credentials(sock)
                 program, _cgroup = process.process_facts(sock, pid, want_executable=True, want_cgroup=False)
@@ -194,6 +248,41 @@ class Monitor:
         if isinstance(program, Unknown):
             return ProcessFacts("", program.reason), []
         return ProcessFacts(program, ""), []
+
+    def _connect_as(self, message: ConnectAs, client: int) -> tuple[Message, list[int]]:
+        """Who the client is, the kernel says here, too; what control made of it does not count."""
+        target = self._impersonations.get(message.proxy)
+        if target is None:
+            raise SockguardError(f"proxy.{message.proxy[:64]}: no identity = 'client' as the monitor reads the file")
+        with _socket(client) as sock:
+            self._check_accepted(message.proxy, sock)
+            try:
+                _pid, uid, gid = peercred.credentials(sock)
+            except OSError as error:
+                raise SockguardError(f"not a connection whose peer can be known: {error.strerror}") from error
+            groups = peercred.supplementary_groups(sock)
+        if isinstance(groups, Unknown) or OVERFLOW_ID in (uid, gid, *groups):
+            raise SockguardError("an id of the client has no mapping here: it cannot be shown to the service")
+        if uid == 0 and not target.root:
+            raise SockguardError("uid 0 is not shown to the service: allow_root_identity is false")
+        account = rights.Account(uid, gid, tuple(groups))
+        try:
+            connected = impersonate.connect_as(target.backend, target.type, account, self._control_account)
+        except OSError as error:
+            raise SockguardError(f"the client's identity cannot be taken over: {error.strerror}") from error
+        return (NotConnected(connected), []) if isinstance(connected, int) else (Done(1), [connected.detach()])
+
+    def _check_accepted(self, proxy: str, sock: socket.socket) -> None:
+        """Only what that proxy's listener has accepted, and that has its address, has a client as its peer.
+
+        The peer of a listener is whoever listens, the peer of a socket that control has connected is the service
+        there: either way somebody who never asked for anything, perhaps root.
+        """
+        spec = self._in_force.get(proxy)
+        address = listening.address(spec, self._adopted) if spec else None
+        listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        if sock.family != socket.AF_UNIX or listens or not address or sock.getsockname() != address:
+            raise SockguardError(f"proxy.{proxy[:64]}: not a connection that came in by its listening socket")
 
     def _spawn_relay(self, message: SpawnRelay) -> tuple[Message, list[int]]:
         if len(self._relays) >= MAX_RELAYS:
@@ -224,11 +313,6 @@ class Monitor:
         finally:
             if os.geteuid() != own:
                 os.seteuid(own)
-
-    def _started(self, _: Started) -> tuple[Message, list[int]]:
-        """From here on only what goes on being needed: binding in other users' folders was the start's matter."""
-        rights.keep_capabilities(_SPAWNING | plan.needed_capabilities(self._sources))
-        return Done(0), []
 
     # ── the end ──
 

@@ -26,7 +26,15 @@ SO_PASSRIGHTS: Final = 83
 
 @dataclass(frozen=True, slots=True)
 class ListenSpec:
-    """What is to be bound: ``kind`` "path", "abstract" or "fd"; ids as numbers; ``mode`` of a path's socket."""
+    """What is to be bound.
+
+    kind         "path", "abstract" or "fd"; ``text`` is the path or name
+    mode         of a path's socket; owner, group: its ids
+    refuse_fds   have the kernel refuse passed fds on its connections, where it can
+    records      SOCK_SEQPACKET instead of SOCK_STREAM
+    credentials  have the kernel say who sent each message (SO_PASSCRED)
+    key          the key of the file that messages name; "": the proxy's listen
+    """
 
     proxy: str
     kind: str
@@ -35,6 +43,14 @@ class ListenSpec:
     owner: int | None
     group: int | None
     refuse_fds: bool
+    records: bool = False
+    credentials: bool = False
+    key: str = ""
+
+    @property
+    def type(self) -> int:
+        """The socket type (socket(2))."""
+        return socket.SOCK_SEQPACKET if self.records else socket.SOCK_STREAM
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +77,7 @@ def listen(spec: ListenSpec, adopted: Mapping[str, int]) -> tuple[socket.socket,
     try:
         if spec.kind == "fd":
             return _adopt(spec, adopted), None
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        sock = socket.socket(socket.AF_UNIX, spec.type | socket.SOCK_NONBLOCK)
         try:
             bound = None
             if spec.kind == "abstract":
@@ -69,7 +85,7 @@ def listen(spec: ListenSpec, adopted: Mapping[str, int]) -> tuple[socket.socket,
             else:
                 bound = _bind_path(sock, spec)
             try:
-                refuse_rights(sock, spec.refuse_fds)
+                set_options(sock, refuse_fds=spec.refuse_fds, credentials=spec.credentials)
                 sock.listen(BACKLOG)
             except OSError:
                 if bound:
@@ -83,19 +99,32 @@ def listen(spec: ListenSpec, adopted: Mapping[str, int]) -> tuple[socket.socket,
     return sock, bound
 
 
-def refuse_rights(sock: socket.socket, refuse: bool) -> bool:
-    """Have the kernel refuse passed fds on connections of this listener. False where the kernel is too old."""
-    if refuse:
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
-        except OSError:
-            return False
-    return True
+def address(spec: ListenSpec, adopted: Mapping[str, int]) -> str | bytes | None:
+    """What getsockname(2) gives for that proxy's listener and all that it accepts; None where it has none."""
+    if spec.kind == "path":
+        return spec.text
+    if spec.kind == "abstract":
+        return b"\0" + spec.text.encode()
+    if spec.text not in adopted:
+        return None
+    with socket.socket(fileno=os.dup(adopted[spec.text])) as sock:
+        name: str | bytes = sock.getsockname()
+        return name
+
+
+def set_options(sock: socket.socket, *, refuse_fds: bool, credentials: bool) -> None:
+    """What accepted sockets inherit. To be set before the first client: earlier bytes arrive without credentials.
+
+    refuse_fds: have the kernel refuse passed fds, where it is new enough; elsewhere the relay ends such a connection.
+    """
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0 if refuse_fds else 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1 if credentials else 0)
 
 
 def _refusal(spec: ListenSpec, text: str) -> SockguardError:
     shown = {"path": "", "abstract": "@", "fd": "fd:"}[spec.kind] + spec.text
-    return SockguardError(f"proxy.{spec.proxy}.listen: {shown}: {text}")
+    return SockguardError(f"{spec.key or f'proxy.{spec.proxy}.listen'}: {shown}: {text}")
 
 
 def _adopt(spec: ListenSpec, adopted: Mapping[str, int]) -> socket.socket:
@@ -106,12 +135,13 @@ def _adopt(spec: ListenSpec, adopted: Mapping[str, int]) -> socket.socket:
         )
     sock = socket.socket(fileno=os.dup(adopted[spec.text]))
     try:
-        if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
-            raise _refusal(spec, "not a UNIX stream socket: use ListenStream= with a path or an abstract name")
+        if sock.family != socket.AF_UNIX or sock.type != spec.type:
+            unit = "ListenSequentialPacket=" if spec.records else "ListenStream="
+            raise _refusal(spec, f"not a UNIX socket of this proxy's type: use {unit} with a path or an abstract name")
         if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             raise _refusal(spec, "not a listening socket: the unit needs Accept=no")
         sock.setblocking(False)
-        refuse_rights(sock, spec.refuse_fds)
+        set_options(sock, refuse_fds=spec.refuse_fds, credentials=spec.credentials)
     except BaseException:
         sock.close()
         raise

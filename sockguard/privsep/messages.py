@@ -3,8 +3,9 @@
 A message is one packet of a SOCK_SEQPACKET pair: a JSON array, its tag first, then the fields in the order
 below; passed fds travel with it. Rows are arrays of plain integers and strings, checked field by field.
 
-    control → monitor   read_config · bind · facts · spawn_relay · end_relay · started
+    control → monitor   read_config · bind · unbind · adopt · facts · connect_as · spawn_relay · end_relay
     monitor → control   done · failed · config_text · config_refused · process_facts      one answer a question
+                        not_connected
                         signal · relay_exited                                             at any time
     control → relay     generation · connections · close · stop
     relay   → control   hello · generation_taken · connections_taken · closed · fault
@@ -46,7 +47,10 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class ReadConfig(Message):
-    """Read the configuration again. Answer: config_text with one memfd, or config_refused."""
+    """Read the configuration again. Answer: config_text with one memfd, or config_refused.
+
+    What was read is in force from adopt on; until then only bind goes by it.
+    """
 
     TAG = "read_config"
 
@@ -60,10 +64,32 @@ class Bind(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class Unbind(Message):
+    """Remove the socket file of a proxy that is there no more, if it is the one that was bound. Answer: done."""
+
+    TAG = "unbind"
+    proxy: str
+
+
+@dataclass(frozen=True, slots=True)
 class Facts(Message):
     """What program is at the other end of the connection that comes along? Answer: process_facts."""
 
     TAG = "facts"
+
+    def fds(self) -> int:
+        return 1
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectAs(Message):
+    """Connect to that proxy's backend as the client whose connection comes along.
+
+    Answer: done with the connected socket, not_connected, or failed when that client may not be shown.
+    """
+
+    TAG = "connect_as"
+    proxy: str
 
     def fds(self) -> int:
         return 1
@@ -86,10 +112,13 @@ class EndRelay(Message):
 
 
 @dataclass(frozen=True, slots=True)
-class Started(Message):
-    """Everything is bound: the monitor gives up what only the start needed. Answer: done."""
+class Adopt(Message):
+    """What was read last is in force, and all of it is bound. Answer: done, or failed for want of a capability.
 
-    TAG = "started"
+    The first time the monitor gives up what only the start needed.
+    """
+
+    TAG = "adopt"
 
 
 # ── monitor → control ────────────────────────────────────────────────────────────────────────────────────
@@ -143,6 +172,14 @@ class ProcessFacts(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class NotConnected(Message):
+    """connect(2) failed with this errno: the service is down, or has no room."""
+
+    TAG = "not_connected"
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class Signal(Message):
     """The monitor was told ``name``: "terminate" or "reload". It may not signal another uid, so it says so."""
 
@@ -175,7 +212,7 @@ class Generation(Message):
 
 @dataclass(frozen=True, slots=True)
 class Connections(Message):
-    """Rows of (connection, generation, proxy, rules): the latter two count within that generation.
+    """Rows of (connection, generation, proxy, rules, uid): proxy and rules count within that generation.
 
     Two fds a row, client and backend in turn. Answer: connections_taken, before the next batch is sent.
     """
@@ -207,10 +244,14 @@ class Stop(Message):
 
 @dataclass(frozen=True, slots=True)
 class Hello(Message):
-    """The relay is up. ``capacity``: connections that its open-file limit allows."""
+    """The relay is up. ``capacity``: connections that its open-file limit allows.
+
+    ``cage``: the parts of its sandbox that hold, joined by commas. Said before it has read anything from outside.
+    """
 
     TAG = "hello"
     capacity: int
+    cage: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,8 +296,10 @@ def _table(*classes: type[Message]) -> MessageTable:
     return {cls.TAG: cls for cls in classes}
 
 
-CONTROL_TO_MONITOR: Final = _table(ReadConfig, Bind, Facts, SpawnRelay, EndRelay, Started)
-MONITOR_TO_CONTROL: Final = _table(Done, Failed, ConfigText, ConfigRefused, ProcessFacts, Signal, RelayExited)
+CONTROL_TO_MONITOR: Final = _table(ReadConfig, Bind, Facts, ConnectAs, SpawnRelay, EndRelay, Unbind, Adopt)
+MONITOR_TO_CONTROL: Final = _table(
+    Done, Failed, ConfigText, ConfigRefused, ProcessFacts, NotConnected, Signal, RelayExited
+)
 CONTROL_TO_RELAY: Final = _table(Generation, Connections, Close, Stop)
 RELAY_TO_CONTROL: Final = _table(Hello, GenerationTaken, ConnectionsTaken, Closed, Fault)
 

@@ -59,11 +59,16 @@ def _prctl(option: int, *args: int) -> None:
 
 def harden(name: str) -> None:
     """First act of each process: no core, no ptrace by its own uid, nothing gained by exec; ``name`` shows in ps."""
-    _prctl(_PR_SET_DUMPABLE, 0)
+    stay_undumpable()
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     buffer = ctypes.create_string_buffer(name.encode()[:15])
     _libc.prctl(_PR_SET_NAME, buffer, 0, 0, 0)
+
+
+def stay_undumpable() -> None:
+    """After each change of ids, too: the kernel resets it to /proc/sys/fs/suid_dumpable then (proc_sys_fs(5))."""
+    _prctl(_PR_SET_DUMPABLE, 0)
 
 
 def die_with_parent(signal_number: int) -> None:
@@ -92,14 +97,15 @@ def keep_capabilities(keep: Collection[int]) -> None:
         for number in _capability_line("/proc/self/status", "CapBnd:") - frozenset(keep):
             _prctl(_PR_CAPBSET_DROP, number)
     _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
-    _capset(held & frozenset(keep))
+    left = held & frozenset(keep)
+    set_capabilities(left, left)
 
 
-def _capset(numbers: Iterable[int]) -> None:
-    bits = sum(1 << n for n in numbers)
-    low, high = bits & 0xFFFFFFFF, bits >> 32
+def set_capabilities(effective: Iterable[int], permitted: Iterable[int]) -> None:
+    """Set these two sets; the inheritable one is emptied. Raises OSError: what is not permitted cannot become so."""
+    sets = (sum(1 << n for n in effective), sum(1 << n for n in permitted), 0)
     header = (ctypes.c_uint32 * 2)(_LINUX_CAPABILITY_VERSION_3, 0)
-    data = (ctypes.c_uint32 * 6)(low, low, 0, high, high, 0)  # effective, permitted, inheritable; twice 32 bits
+    data = (ctypes.c_uint32 * 6)(*(bits & 0xFFFFFFFF for bits in sets), *(bits >> 32 for bits in sets))
     if _libc.capset(ctypes.byref(header), ctypes.byref(data)) != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"capset: {os.strerror(number)}")
@@ -116,7 +122,7 @@ def become(account: Account | None) -> None:
         _drop_bounding_set()  # before the uid goes, and CAP_SETPCAP with it
         os.setresuid(account.uid, account.uid, account.uid)
     keep_capabilities(())
-    _prctl(_PR_SET_DUMPABLE, 0)  # a change of uid resets it to /proc/sys/fs/suid_dumpable
+    stay_undumpable()
     if account is not None and (
         os.getresuid() != (account.uid,) * 3
         or os.getresgid() != (account.gid,) * 3

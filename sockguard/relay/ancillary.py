@@ -3,39 +3,62 @@
 recvmsg on a stream socket joins plain bytes with the message behind them that carries fds, and stops after it
 (unix(7); net/unix/af_unix.c, unix_stream_read_generic). A service that reads just its header without room for
 ancillary data would lose fds that were moved forward to that header; so the boundary has to be found, by peeking.
+
+A shorter peek does not find it: a peek that has filled its buffer goes on to the messages behind, with no room left,
+and shows their fds all the same. But a message is copied before its fds are looked at, and a peek ends before a
+message that cannot be copied: hence a buffer that ends at a page that nobody may touch.
 """
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import mmap
+import os
 import socket
+import struct
 from array import array
+from collections.abc import Iterable
 from typing import Final
 
-from sockguard.privsep.channel import close_all, received_fds
 from sockguard.privsep.messages import MAX_FDS
 
-CONTROL_BYTES: Final = socket.CMSG_SPACE(MAX_FDS * array("i").itemsize)
+_UCRED: Final = struct.Struct("3I")  # struct ucred: pid, uid, gid (unix(7))
+CONTROL_BYTES: Final = socket.CMSG_SPACE(MAX_FDS * array("i").itemsize) + socket.CMSG_SPACE(_UCRED.size)
 PEEK: Final = socket.MSG_PEEK | socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
 
+_PROT_NONE: Final = 0  # mmap(2)
 
-def boundary(sock: socket.socket, view: memoryview, known_plain: int, length: int) -> int:
-    """Offset of the first byte of the message that carries fds, for a peek of ``length`` bytes that showed some.
 
-    The first ``known_plain`` bytes carry none. At most 18 peeks, which change nothing; their fds are closed.
+def _untouchable_page() -> mmap.mmap:
+    page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(page))
+    if ctypes.CDLL(None, use_errno=True).mprotect(ctypes.c_void_p(address), len(page), _PROT_NONE) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return page
+
+
+_fence: Final = _untouchable_page()
+
+
+def sender(control: Iterable[tuple[int, int, bytes]]) -> int:
+    """The uid of who sent a message, by its SCM_CREDENTIALS; -1 where it has none."""
+    for level, kind, data in control:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS and len(data) == _UCRED.size:
+            uid: int = _UCRED.unpack(data)[1]
+            return uid
+    return -1
+
+
+def boundary(sock: socket.socket, view: memoryview, length: int) -> int:
+    """How many bytes stand before the message that carries fds, for a peek into ``view`` that gave ``length`` bytes.
+
+    Where that peek has filled ``view``, the fds may be those of a message further on; then it is the number of bytes
+    of the messages that are in ``view`` as a whole, and these carry none. ``view`` holds the same bytes afterwards.
     """
-    low, high = known_plain, length - 1  # the boundary is in low..high
-    guess = low  # most often the message stands alone
-    while low < high:
-        if _carries(sock, view[: guess + 1]):
-            high = guess
-        else:
-            low = guess + 1
-        guess = high - 1 if guess == known_plain and low < high else (low + high) // 2  # then: one byte at the end
-    return low
-
-
-def _carries(sock: socket.socket, view: memoryview) -> bool:
-    _, control, _, _ = sock.recvmsg_into([view], CONTROL_BYTES, PEEK)
-    fds = received_fds(control)
-    close_all(fds)
-    return bool(fds)
+    try:
+        return sock.recvmsg_into([view[: length - 1], _fence], 0, PEEK)[0]
+    except OSError as error:
+        if error.errno != errno.EFAULT:
+            raise
+        return 0  # the very first message cannot be copied as a whole: it is the one

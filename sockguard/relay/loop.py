@@ -10,6 +10,7 @@ import json
 import select
 import socket
 from collections import deque
+from time import monotonic
 from typing import Final
 
 from sockguard.errors import ChannelError
@@ -27,10 +28,13 @@ from sockguard.privsep.messages import (
     Stop,
     check_row,
 )
+from sockguard.relay import options
+from sockguard.relay.options import TICK_SECONDS, Options
+from sockguard.relay.records import RecordLink
 from sockguard.relay.stream import READ_EVENTS, Link, Side
 
-TICK_SECONDS: Final = 0.25
-"""Resolution of idle timeouts, and how long a side waits that could not pass fds on (ETOOMANYREFS)."""
+LINKS: Final[dict[str, type[Link]]] = {"stream": Link, "seqpacket": RecordLink}
+"""What serves a connection of each protocol."""
 
 _EVENTS_PER_WAKE: Final = 128
 _ROWS_PER_MESSAGE: Final = 500  # about 60 bytes each: well below MAX_PACKET
@@ -43,6 +47,7 @@ class Loop:
 
     def __init__(self, control: socket.socket) -> None:
         self.tick = 0
+        self._next_tick = 0.0
         self._control = control
         control.setblocking(False)
         self._epoll = select.epoll()
@@ -51,10 +56,11 @@ class Loop:
         self._sides: dict[int, Side] = {}
         self._again: list[Side] = []
         self._later: list[Side] = []
+        self._behind: set[Side] = set()
         self._timed: set[Link] = set()  # links with an idle timeout
         self._ended: list[Row] = []
         self._outbox: deque[Message] = deque()
-        self._proxies: list[dict[str, object]] = []
+        self._proxies: list[Options] = []
         self._generation = 0
         self._stopping = False
 
@@ -66,7 +72,7 @@ class Loop:
         while True:
             if self._again:
                 timeout = 0.0
-            elif self._timed or self._later:
+            elif self._timed or self._later or self._behind:
                 timeout = TICK_SECONDS
             else:
                 timeout = -1.0
@@ -83,8 +89,10 @@ class Loop:
                 again, self._again = self._again, []
                 for side in again:
                     side.pump()
-            if not events and timeout > 0:
-                self._on_tick()
+            if self._timed or self._later or self._behind:
+                self._on_time()
+            else:
+                self._next_tick = 0.0
             if message_waits and not self._on_channel():  # last: new links must not meet events of old fds
                 return
             if self._ended or self._outbox:
@@ -102,6 +110,10 @@ class Loop:
         """Pump that side at the next tick."""
         self._later.append(side)
 
+    def catch_up(self, side: Side) -> None:
+        """Take that side's byte behind at the next tick."""
+        self._behind.add(side)
+
     def watch(self, fd: int, events: int) -> None:
         self._epoll.modify(fd, events)
 
@@ -115,12 +127,24 @@ class Loop:
 
     # ── time ──
 
+    def _on_time(self) -> None:
+        """Something waits for the clock: tick when it is time, however busy others are."""
+        now = monotonic()
+        if not self._next_tick:
+            self._next_tick = now + TICK_SECONDS
+        elif now >= self._next_tick:
+            self._next_tick = now + TICK_SECONDS
+            self._on_tick()
+
     def _on_tick(self) -> None:
         self.tick += 1
+        behind, self._behind = self._behind, set()
+        for side in behind:
+            side.take_the_byte_behind()
         later, self._later = self._later, []
         for side in later:
             side.pump()
-        for link in [link for link in self._timed if self.tick - link.seen >= link.idle_ticks]:
+        for link in [link for link in self._timed if self.tick - link.seen > link.options.idle_ticks]:
             link.end("idle_timeout", clean=False)
 
     # ── control ──
@@ -159,27 +183,25 @@ class Loop:
             content = json.loads(memfd.read(fds[0]))
         finally:
             channel.close_all(fds)
-        self._proxies = content["proxies"]
+        self._proxies = [options.read(row) for row in content["proxies"]]
+        by_name = {of_proxy.name: of_proxy for of_proxy in self._proxies}
+        for link in self._links.values():  # one whose proxy is gone is closed by control
+            link.options = by_name.get(link.options.name, link.options)
+        self._timed = {link for link in self._links.values() if link.options.idle_ticks}
         self._generation = message.number
         self._outbox.append(GenerationTaken(message.number))
 
     def _take(self, message: Connections, fds: list[int]) -> None:
-        sockets = [socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=fd) for fd in fds]
+        sockets = [socket.socket(fileno=fd) for fd in fds]
         for index, row in enumerate(message.rows):
-            number, generation, proxy, _rules = check_row(row, int, int, int, int)
+            number, generation, proxy, _rules, uid = map(int, check_row(row, int, int, int, int, int))
             if generation != self._generation:
                 raise ChannelError("a connection of a generation that is not in force")
-            options = self._proxies[int(proxy)]
-            link = Link(
-                self,
-                int(number),
-                sockets[2 * index],
-                sockets[2 * index + 1],
-                refuse_fds=options["fds"] == "refuse",
-                idle_ticks=int(float(options["idle_timeout"]) / TICK_SECONDS + 0.999),  # type: ignore[arg-type]
-            )
+            of_proxy = self._proxies[proxy]
+            client, backend = sockets[2 * index : 2 * index + 2]
+            link = LINKS[of_proxy.protocol](self, number, client, backend, of_proxy, uid)
             self._links[link.number] = link
-            if link.idle_ticks:
+            if link.options.idle_ticks:
                 self._timed.add(link)
             for side in (link.client, link.backend):
                 side.sock.setblocking(False)

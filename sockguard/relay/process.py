@@ -1,4 +1,4 @@
-"""A relay's life: give up rights, say hello, serve, and say why if it ends by a fault of its own."""
+"""A relay's life: give up rights, enter the cage, serve, and say why if it ends by a fault of its own."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import traceback
 from collections.abc import Sequence
 from typing import Final
 
-from sockguard.errors import ChannelError
+from sockguard.errors import SockguardError
 from sockguard.privsep import channel, rights, spawn
 from sockguard.privsep.messages import MAX_FAULT, Fault, Hello
+from sockguard.relay import sandbox
 from sockguard.relay.loop import Loop
 
 _SPARE_FILES: Final = 600
@@ -31,13 +32,14 @@ def main(arguments: Sequence[str]) -> int:
     os.set_inheritable(spawn.CHANNEL_FD, False)
     with socket.socket(fileno=spawn.CHANNEL_FD) as control:
         try:
-            channel.send(control, Hello(max(files - _SPARE_FILES, 2) // 2))
             os.dup2(0, 2)  # from here on nothing but messages: a relay that was taken over must not write to the log
+            cage = sandbox.enter()
+            channel.send(control, Hello(max(files - _SPARE_FILES, 2) // 2, ",".join(cage.names())))
             Loop(control).run()
         except (BrokenPipeError, ConnectionResetError):
             return 0
         except (Exception, KeyboardInterrupt) as error:
-            fault = str(error) if isinstance(error, ChannelError) else traceback.format_exc()
+            fault = str(error) if isinstance(error, SockguardError) else traceback.format_exc()
             with contextlib.suppress(OSError):
                 control.setblocking(True)
                 channel.send(control, Fault(fault[-MAX_FAULT:]))

@@ -20,19 +20,27 @@ from array import array
 from typing import TYPE_CHECKING, Final
 
 from sockguard.privsep.channel import close_all, received_fds
-from sockguard.relay.ancillary import CONTROL_BYTES, PEEK, boundary
+from sockguard.privsep.messages import MAX_FDS
+from sockguard.relay.ancillary import CONTROL_BYTES, PEEK, boundary, sender
 
 if TYPE_CHECKING:
     from sockguard.relay.loop import Loop
+    from sockguard.relay.options import Options
 
 CHUNK: Final = 64 * 1024
 """Bytes read at a time: one buffer for the whole process, and what one wake may do for one side."""
 
-READ_EVENTS: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
+READ_EVENTS: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
 _WRITE_EVENTS: Final = READ_EVENTS | select.EPOLLOUT
 _READABLE: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 _END: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 _GONE: Final = select.EPOLLHUP | select.EPOLLERR
+
+FOR_NOW: Final = frozenset({errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM})
+"""The kernel cannot take it just now, for want of memory or since this uid has too many fds in flight: tried again."""
+
+MAX_IN_FLIGHT: Final = 4 * MAX_FDS
+"""fds that one direction may have on their way at once: the kernel counts them by uid, for all connections together."""
 
 _buffer: Final = bytearray(CHUNK)
 _view: Final = memoryview(_buffer)
@@ -41,30 +49,28 @@ _scratch: Final = bytearray(CHUNK)  # where bytes go that were passed on already
 
 
 class Link:
-    """One connection. ``number`` is control's name for it, ``idle_ticks`` its idle timeout in ticks (0: none)."""
+    """One connection. ``number`` is control's name for it, ``uid`` that of the client who connected."""
 
-    __slots__ = ("backend", "client", "idle_ticks", "loop", "number", "outcome", "refuse_fds", "seen")
+    __slots__ = ("backend", "client", "loop", "number", "options", "outcome", "seen")
 
     def __init__(
-        self,
-        loop: Loop,
-        number: int,
-        client: socket.socket,
-        backend: socket.socket,
-        *,
-        refuse_fds: bool,
-        idle_ticks: int,
+        self, loop: Loop, number: int, client: socket.socket, backend: socket.socket, options: Options, uid: int
     ) -> None:
         self.loop = loop
         self.number = number
-        self.refuse_fds = refuse_fds
-        self.idle_ticks = idle_ticks
+        self.options = options
         self.seen = loop.tick
         self.outcome = ""
-        self.client = Side(self, client, "client_reset")
-        self.backend = Side(self, backend, "backend_reset")
+        self.client = self.side(client, "client_reset")
+        self.backend = self.side(backend, "backend_reset")
+        if options.same_user:
+            self.client.only_from(uid)
         self.client.other = self.backend
         self.backend.other = self.client
+
+    def side(self, sock: socket.socket, reset_outcome: str) -> Side:
+        """What reads one of the two sockets."""
+        return Side(self, sock, reset_outcome)
 
     def cut(self, side: Side) -> None:
         """``side`` was reset, and all it had sent is passed on: show that to the other side."""
@@ -72,6 +78,10 @@ class Link:
 
     def finish(self) -> None:
         """Both directions have ended by themselves."""
+        for side in (self.client, self.backend):
+            if side.reset():  # the kernel shows the end a moment before it shows the reset (unix_release_sock)
+                self.cut(side)
+                return
         outcome = self.outcome or "closed"
         for side in (self.client, self.backend):
             side.take_the_byte_behind()
@@ -95,14 +105,21 @@ class Side:
 
     passed     bytes read here and passed on
     behind     1 when the last byte passed on still stands unread in the kernel's queue, else 0
+    stay       whether to stay behind (1 or 0): not where senders are looked at, since a byte of one would hide that
+               the next are another's
+    passes_fds fds have come here: then the byte behind stays for a tick only, or whoever sent them (another sockguard
+               with its MAX_IN_FLIGHT) could not tell that they were taken
+    sender     the only uid that may send here; -1: any
+    in_flight  fds passed on since ``other`` was last seen to have taken everything
     ending     the peer sends nothing more after what is queued (EPOLLRDHUP)
     gone       the peer can neither send nor receive any more (EPOLLHUP)
     broken     the peer closed with bytes unread (ECONNRESET)
     ended      this direction is over: its end was passed on, or nobody takes it any more
-    full       ``other`` waits for room in this socket
+    full       ``other`` waits for room in this socket; armed: epoll tells of room
     """
 
     __slots__ = (
+        "armed",
         "behind",
         "broken",
         "closed",
@@ -111,13 +128,17 @@ class Side:
         "fd",
         "full",
         "gone",
+        "in_flight",
         "link",
         "other",
         "passed",
+        "passes_fds",
         "peek",
         "reset_outcome",
         "send",
+        "sender",
         "sock",
+        "stay",
         "take",
     )
 
@@ -128,22 +149,35 @@ class Side:
         self.sock = sock
         self.fd = sock.fileno()
         self.reset_outcome = reset_outcome
-        self.passed = self.behind = 0
-        self.ending = self.gone = self.broken = self.ended = self.full = self.closed = False
+        self.passed = self.behind = self.in_flight = 0
+        self.stay = 1
+        self.sender = -1
+        self.passes_fds = False
+        self.ending = self.gone = self.broken = self.ended = self.full = self.armed = self.closed = False
         self.peek, self.send, self.take = sock.recvmsg_into, sock.send, sock.recv_into
+
+    def only_from(self, uid: int) -> None:
+        """Let nobody but ``uid`` send here. SO_PASSCRED has been set since before the first byte: by the listener."""
+        self.sender = uid
+        self.stay = 0
 
     def on_events(self, events: int) -> None:
         """What epoll says about this socket."""
+        if events & select.EPOLLPRI:  # MSG_OOB: there is no place for it in an ordered copy
+            self.link.end("urgent_refused", clean=False)
+            return
         if events & _END:
             self.ending = True
             if events & _GONE:
                 self.gone = True
-                if events & select.EPOLLERR and self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                if events & select.EPOLLERR and self.reset():
                     self.broken = True
         if self.full and events & (select.EPOLLOUT | _GONE):
             self.full = False
-            self.link.loop.watch(self.fd, READ_EVENTS)
             self.other.pump()
+            if self.armed and not self.full and not self.closed:
+                self.armed = False
+                self.link.loop.watch(self.fd, READ_EVENTS)
         if events & _READABLE and not self.closed:
             self.pump()
 
@@ -151,7 +185,7 @@ class Side:
         """Pass on what can be read here, one chunk at most; more of it after the others had their turn."""
         if self.closed or self.ended or self.other.full:
             if self.ended and self.gone and not self.closed:
-                self.link.finish()
+                self._gone_at_last()
             return
         try:
             length, control, flags, _ = self.peek(_views, CONTROL_BYTES, PEEK)
@@ -164,11 +198,11 @@ class Side:
             self.pump()
             return
         behind = self.behind
-        if control:
-            self._pass_fds(length, received_fds(control), flags)
+        if control or flags & socket.MSG_CTRUNC:
+            self._pass_with_control(length, control, flags)
         elif length > behind:
-            self._pass(behind, length)
-            if length == CHUNK or self.ending:
+            passed = self._pass(behind, length)
+            if (length == CHUNK or self.ending) and (passed or self.ended):
                 self.link.loop.again(self)
         elif self.ending or not length:
             self._end_of_stream()
@@ -176,25 +210,44 @@ class Side:
     def _pass(self, start: int, end: int) -> bool:
         """Pass on bytes start..end of the peek; true when all went."""
         try:
-            sent = self.send_to_other(_view[start:end])
+            sent = self.other.send(_view[start:end])
         except BlockingIOError:
             self._wait_for_other()
             return False
         except OSError as error:
-            self._undeliverable(error)
+            if error.errno in FOR_NOW:
+                self.link.loop.later(self)
+            else:
+                self._undeliverable(error)
             return False
         self.passed += sent
-        if start + sent > 1:
-            self.take(_scratch, start + sent - 1)
-        self.behind = 1
+        taken = start + sent - self.stay
+        if taken:
+            self.take(_scratch, taken)
+        self._stay_behind(self.stay)
         self.link.seen = self.link.loop.tick
         if start + sent < end:
             self._wait_for_other()
             return False
         return True
 
-    def send_to_other(self, data: memoryview) -> int:
-        return self.other.send(data)
+    def _stay_behind(self, stay: int) -> None:
+        if stay and self.passes_fds:
+            self.link.loop.catch_up(self)
+        self.behind = stay
+
+    def _pass_with_control(self, length: int, control: list[tuple[int, int, bytes]], flags: int) -> None:
+        """A peek that came with more than bytes: fds, or the sender's credentials, or both."""
+        fds = received_fds(control)
+        if self.sender >= 0 and length and sender(control) != self.sender:
+            close_all(fds)
+            self.link.end("sender_changed", clean=False)
+        elif fds or flags & socket.MSG_CTRUNC:
+            self._pass_fds(length, fds, flags)
+        elif not length:
+            self._end_of_stream()
+        elif self._pass(self.behind, length):
+            self.link.loop.again(self)  # the peek may have ended where another sender's bytes begin
 
     def _pass_fds(self, length: int, fds: list[int], flags: int) -> None:
         """A peek showed fds (ours now, as copies): first the plain bytes before their message, then that with them."""
@@ -203,14 +256,17 @@ class Side:
             if flags & socket.MSG_CTRUNC:
                 link.end("out_of_files", clean=False)
                 return
-            if link.refuse_fds:
+            if link.options.refuse_fds:
                 link.end("fds_refused", clean=False)
                 return
             behind = self.behind
-            start = boundary(self.sock, _view, behind, length)
+            start = boundary(self.sock, _view, length)
             if start > behind:
                 if self._pass(behind, start):
                     link.loop.again(self)
+                return
+            if self.in_flight + len(fds) > MAX_IN_FLIGHT and self.other.untaken():
+                self._wait_for_other()
                 return
             try:
                 rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))]
@@ -219,7 +275,7 @@ class Side:
                 self._wait_for_other()
                 return
             except OSError as error:
-                if error.errno == errno.ETOOMANYREFS:  # this uid has too many fds in flight; they will be received
+                if error.errno in FOR_NOW:
                     link.loop.later(self)
                 else:
                     self._undeliverable(error)
@@ -227,9 +283,12 @@ class Side:
         finally:
             close_all(fds)
         self.passed += sent
+        self.in_flight = self.in_flight + len(fds) if self.in_flight + len(fds) <= MAX_IN_FLIGHT else len(fds)
         # Taking any byte of that message takes its fds along, so a message of one byte is taken whole.
-        self.behind = 1 if sent > 1 else 0
-        self.take(_scratch, start + sent - self.behind)
+        stay = self.stay if sent > 1 else 0
+        self.take(_scratch, start + sent - stay)
+        self.passes_fds = True
+        self._stay_behind(stay)
         link.seen = link.loop.tick
         if start + sent < length:
             self._wait_for_other()
@@ -239,12 +298,14 @@ class Side:
     def _wait_for_other(self) -> None:
         other = self.other
         other.full = True
-        self.link.loop.watch(other.fd, _WRITE_EVENTS)
+        if not other.armed:
+            other.armed = True
+            self.link.loop.watch(other.fd, _WRITE_EVENTS)
 
     def _end_of_stream(self) -> None:
         """All that was sent here is passed on, and nothing more will come."""
         link, other = self.link, self.other
-        if self.broken:
+        if self.broken or self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):  # the hang-up can show before it
             link.cut(self)
             return
         self.ended = True
@@ -256,6 +317,13 @@ class Side:
         except OSError:  # its peer has gone: that side's own event says so
             other.gone = True
 
+    def _gone_at_last(self) -> None:
+        """The peer had ended its direction before; now it has closed: with bytes unread, or having read everything."""
+        if self.broken:
+            self.link.cut(self)
+        else:
+            self.link.finish()
+
     def _undeliverable(self, error: OSError) -> None:
         """The other side takes nothing any more (EPIPE, or its reset): let the peer here feel the same."""
         other = self.other
@@ -265,6 +333,7 @@ class Side:
         self.link.outcome = other.reset_outcome
         try:
             self.sock.shutdown(socket.SHUT_RD)
+            self._discard()
         except OSError:
             self.gone = True
         if other.ended:
@@ -272,13 +341,28 @@ class Side:
         else:
             self.link.loop.again(other)
 
+    def _discard(self) -> None:
+        """Take what nobody will get, all but a byte: a peer that polls for room would not hear of the shutdown else."""
+        while (left := self.unread()) > 1:
+            self.take(_scratch, min(left - 1, CHUNK))
+
     def take_the_byte_behind(self) -> None:
-        if self.behind:
+        if self.behind and not self.closed:
             self.behind = 0
             try:
                 self.take(_scratch, 1)
             except OSError:
                 return
+
+    def untaken(self) -> int:
+        """Bytes sent here, with the kernel's own, that the peer has not taken (unix(7), SIOCOUTQ)."""
+        count = array("i", [0])
+        fcntl.ioctl(self.fd, termios.TIOCOUTQ, count)
+        return count[0]
+
+    def reset(self) -> bool:
+        """Has the peer closed with bytes unread? Says so once (socket(7), SO_ERROR)."""
+        return self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
 
     def unread(self) -> int:
         """Bytes in this socket's receive queue (unix(7), SIOCINQ)."""

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import socket
 from datetime import UTC, datetime
+from time import perf_counter
 from typing import Final, Protocol
 
 import trio
 
-from sockguard.audit import AuditLog, peer_fields
 from sockguard.config.settings import Proxy
 from sockguard.errors import SockguardError
 from sockguard.identity import peercred, process
@@ -23,6 +23,7 @@ from sockguard.policy.rule import Verdict
 from sockguard.server.connections import Connection, Connections
 from sockguard.server.limits import Limits
 from sockguard.server.privileges import Privileges
+from sockguard.server.record import Record
 
 MAX_REMEMBERED: Final = 4096
 """Identities whose verdict is remembered, for each proxy."""
@@ -41,7 +42,7 @@ class Admission:
         self,
         proxy: Proxy,
         accounts: Accounts,
-        audit: AuditLog,
+        record: Record,
         connections: Connections,
         privileges: Privileges,
         delivery: Delivery,
@@ -49,12 +50,22 @@ class Admission:
         self.proxy = proxy
         self.limits = Limits(proxy.max_connections, proxy.max_connections_per_user)
         self._accounts = accounts
-        self._audit = audit
+        self._record = record
         self._connections = connections
         self._privileges = privileges
         self._delivery = delivery
         self._wants = wants(proxy.rules)
         self._remembered: dict[Peer, Verdict] = {}
+        self._expires = next_expiry(proxy.rules, _now())
+
+    def renew(self, proxy: Proxy, accounts: Accounts) -> None:
+        """Go by another configuration from now on; admissions that wait for a fact are judged by it, too."""
+        self.proxy = proxy
+        self.limits.total_limit = proxy.max_connections
+        self.limits.user_limit = proxy.max_connections_per_user
+        self._accounts = accounts
+        self._wants = wants(proxy.rules)
+        self._remembered.clear()
         self._expires = next_expiry(proxy.rules, _now())
 
     async def arrive(self, client: socket.socket) -> None:
@@ -73,15 +84,14 @@ class Admission:
                 client.close()
                 self._deny(number, peer, "rules", rule, verdict.reason)
                 return
-            self._audit.emit(
-                "would_deny",
-                proxy=self.proxy.name,
-                connection=number,
-                **peer_fields(peer),
-                rule=rule,
-                reason=verdict.reason,
-            )
+            self._record.would_deny(self.proxy.name, number, peer, rule, verdict.reason)
             rule = None
+        if self.proxy.identity == "client" and peer.uid == 0 and not self.proxy.allow_root_identity:
+            client.close()
+            self._deny(
+                number, peer, "identity", rule, "uid 0 is not shown to the service: allow_root_identity is false"
+            )
+            return
         owner = self._accounts.owner_of_subuid(peer.uid)
         user = peer.uid if owner is None else owner
         refusal = self.limits.take(user)
@@ -95,10 +105,16 @@ class Admission:
 
     def judge(self, peer: Peer) -> Verdict:
         """The verdict on a peer as of now."""
+        start = perf_counter()
         now = _now()
         if self._expires is not None and now >= self._expires:
             self._remembered.clear()
             self._expires = next_expiry(self.proxy.rules, now)
+        verdict = self._decide(peer, now)
+        self._record.metrics.decided(self.proxy.name, perf_counter() - start)
+        return verdict
+
+    def _decide(self, peer: Peer, now: datetime) -> Verdict:
         if self._wants.executable or self._wants.cgroup:
             return decide(self.proxy.rules, peer, now)
         identity = Peer(peer.uid, peer.gid, peer.groups, label=peer.label)
@@ -116,7 +132,10 @@ class Admission:
         if verdict.allowed:
             connection.rule = verdict.rule
             return True
-        return not (self.proxy.enforce or verdict.uncertain)
+        if self.proxy.enforce or verdict.uncertain or _identity_unknown(connection.peer):
+            return False
+        connection.rule = None
+        return True
 
     async def _identify(self, client: socket.socket) -> Peer:
         pid, uid, gid = peercred.credentials(client)
@@ -139,15 +158,7 @@ class Admission:
         )
 
     def _deny(self, number: int, peer: Peer | None, cause: str, rule: str | None, reason: str) -> None:
-        self._audit.emit(
-            "connection_denied",
-            proxy=self.proxy.name,
-            connection=number,
-            **(peer_fields(peer) if peer else {}),
-            cause=cause,
-            rule=rule,
-            reason=reason,
-        )
+        self._record.denied(self.proxy.name, number, peer, cause, rule, reason)
 
 
 def _identity_unknown(peer: Peer) -> bool:

@@ -1,7 +1,8 @@
 """Connecting to the private socket, without ever blocking.
 
 A full backlog answers EAGAIN and nothing wakes anyone when room appears; trio's own connect returns such a socket
-as if it were connected. A service that restarts answers ENOENT or ECONNREFUSED for a moment. Both are waited out.
+as if it were connected. A service that restarts answers ENOENT or ECONNREFUSED for a moment. Both are waited out, and
+so is a want of descriptors of our own.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,22 +19,33 @@ import trio
 RESTART_SECONDS: Final = 1.0
 """How long a service may be down before its clients are told: long enough for a quick restart."""
 
+MAX_ATTEMPTS_PER_SECOND: Final = 1000
+"""Of all connections that wait, together: a service that hangs must not keep control busy."""
+
 _FIRST_PAUSE: Final = 0.001
 _LONGEST_PAUSE: Final = 0.1
 _DOWN: Final = frozenset({errno.ENOENT, errno.ECONNREFUSED})
+_OUT_OF_FILES: Final = frozenset({errno.EMFILE, errno.ENFILE})
 
 
 @dataclass(frozen=True, slots=True)
 class Unavailable:
     """The backend could not be reached: the outcome of the connection, and why."""
 
-    outcome: str  # "backend_timeout" or "backend_unavailable"
+    outcome: str  # "backend_timeout", "backend_unavailable" or "out_of_files"
     reason: str
 
 
-def try_connect(path: str) -> socket.socket | int:
-    """One attempt: a connected non-blocking socket, or the errno."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+Attempt = Callable[[], Awaitable[socket.socket | int]]
+"""One attempt to connect: a connected non-blocking socket, or the errno of connect(2)."""
+
+
+def try_connect(path: str, kind: int = socket.SOCK_STREAM) -> socket.socket | int:
+    """One attempt as this process: a connected non-blocking socket, or the errno."""
+    try:
+        sock = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
+    except OSError as error:  # no descriptor to be had
+        return error.errno or errno.EMFILE
     number = sock.connect_ex(path)
     if number:
         sock.close()
@@ -40,19 +53,38 @@ def try_connect(path: str) -> socket.socket | int:
     return sock
 
 
-async def connect(path: str, seconds: float) -> socket.socket | Unavailable:
+class _Waiting:
+    """How many connections wait for their backend, in this process."""
+
+    count = 0
+
+
+async def connect(attempt: Attempt, seconds: float) -> socket.socket | Unavailable:
     """Connect within ``seconds``; a service that is down gets min(seconds, RESTART_SECONDS) to come back."""
+    _Waiting.count += 1
+    try:
+        return await _connect(attempt, seconds)
+    finally:
+        _Waiting.count -= 1
+
+
+async def _connect(attempt: Attempt, seconds: float) -> socket.socket | Unavailable:
     start = trio.current_time()
     pause = _FIRST_PAUSE
     while True:
-        attempt = try_connect(path)
-        if isinstance(attempt, socket.socket):
-            return attempt
-        waited = trio.current_time() - start
-        if attempt == errno.EAGAIN:
-            if waited >= seconds:
+        result = await attempt()
+        if isinstance(result, socket.socket):
+            return result
+        left = seconds - (trio.current_time() - start)
+        if result in _DOWN:
+            left -= max(seconds - RESTART_SECONDS, 0)
+        if result == errno.EAGAIN:
+            if left <= 0:
                 return Unavailable("backend_timeout", f"its backlog was full for {seconds:g} s")
-        elif attempt not in _DOWN or waited >= min(seconds, RESTART_SECONDS):
-            return Unavailable("backend_unavailable", os.strerror(attempt))
-        await trio.sleep(pause)
-        pause = min(2 * pause, _LONGEST_PAUSE)
+        elif result in _OUT_OF_FILES:
+            if left <= 0:
+                return Unavailable("out_of_files", os.strerror(result))
+        elif result not in _DOWN or left <= 0:
+            return Unavailable("backend_unavailable", os.strerror(result))
+        await trio.sleep(min(pause, left))
+        pause = min(2 * pause, max(_LONGEST_PAUSE, _Waiting.count / MAX_ATTEMPTS_PER_SECOND))

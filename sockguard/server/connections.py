@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from sockguard.audit import AuditLog, peer_fields
 from sockguard.identity.peer import Peer
+from sockguard.server.record import Record
 
 if TYPE_CHECKING:
     from sockguard.server.admission import Admission
@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class Connection:
-    """One admitted connection. ``user``: who it counts for; ``rule``: what admits it (None: a permissive proxy)."""
+    """One admitted connection. ``user``: who it counts for; ``rule``: what admits it (None: a permissive proxy).
+
+    connecting   cancels the wait for its backend, while it waits
+    ending       the outcome it is to end with, when that was decided before a relay had it
+    """
 
     number: int
     admission: Admission
@@ -25,13 +29,15 @@ class Connection:
     user: int
     rule: str | None
     started: float
+    connecting: trio.CancelScope | None = None
+    ending: str = ""
 
 
 class Connections:
     """All live connections by number. ``on_empty`` is called whenever the last one has ended."""
 
-    def __init__(self, audit: AuditLog) -> None:
-        self._audit = audit
+    def __init__(self, record: Record) -> None:
+        self._record = record
         self._live: dict[int, Connection] = {}
         self._last_number = 0
         self.on_empty: Callable[[], None] = lambda: None
@@ -50,13 +56,7 @@ class Connections:
     def add(self, connection: Connection) -> None:
         """Take an admitted connection in and tell. Its limits were taken by its admission."""
         self._live[connection.number] = connection
-        self._audit.emit(
-            "connection_admitted",
-            proxy=connection.admission.proxy.name,
-            connection=connection.number,
-            **peer_fields(connection.peer),
-            rule=connection.rule,
-        )
+        self._record.admitted(connection)
 
     def get(self, number: int) -> Connection | None:
         return self._live.get(number)
@@ -72,18 +72,6 @@ class Connections:
         """Count a connection out and tell how it ended. Bytes are None where nobody can know them any more."""
         del self._live[connection.number]
         connection.admission.limits.give_back(connection.user)
-        fields = {} if reason is None else {"reason": reason}
-        self._audit.emit(
-            "connection_closed",
-            proxy=connection.admission.proxy.name,
-            connection=connection.number,
-            **peer_fields(connection.peer),
-            rule=connection.rule,
-            bytes_from_client=from_client,
-            bytes_from_backend=from_backend,
-            seconds=round(trio.current_time() - connection.started, 6),
-            outcome=outcome,
-            **fields,
-        )
+        self._record.closed(connection, outcome, from_client, from_backend, reason)
         if not self._live:
             self.on_empty()

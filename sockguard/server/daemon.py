@@ -14,18 +14,23 @@ from sockguard import audit, logs
 from sockguard.audit import AuditLog
 from sockguard.checks.privileges import own_ids, this_process
 from sockguard.checks.reach import backend_findings
-from sockguard.config.load import load
-from sockguard.config.settings import Config
-from sockguard.errors import EXIT_OK, EXIT_WORLD, SockguardError
+from sockguard.config.settings import Config, Proxy
+from sockguard.errors import EXIT_OK, EXIT_WORLD, ConfigError, Mistake, SockguardError
 from sockguard.identity.accounts import Accounts
 from sockguard.logs import log
 from sockguard.policy.decide import next_expiry
-from sockguard.server import listener
 from sockguard.server.admission import Admission
 from sockguard.server.connections import Connections
 from sockguard.server.delivery import RelayDelivery
+from sockguard.server.guards import Guards
+from sockguard.server.metrics import Metrics, NullMetrics
+from sockguard.server.operator import ConnectionStatus, ReloadResult, ReloadStatus, Status
+from sockguard.server.outlets import Outlets
+from sockguard.server.overview import Overview, now
 from sockguard.server.privileges import FromMonitor, Privileges
+from sockguard.server.record import Record
 from sockguard.server.relays import RelayPool
+from sockguard.server.reload import Reloader, read
 from sockguard.server.separation import Separation
 from sockguard.server.systemd import notify
 
@@ -37,7 +42,7 @@ _CLOSE_SECONDS: Final = 2.0
 _CLOCK_STEP_SECONDS: Final = 30.0  # a wall clock can be set: no sleep towards a rule's `until` is longer
 
 
-async def run(privileges: Privileges, separation: Separation) -> int:
+async def run(file: str, privileges: Privileges, separation: Separation) -> int:
     """Run until told to end. Gives the exit status; raises SockguardError when it cannot start, nothing left bound."""
     async with AsyncExitStack() as stack:
         stack.callback(privileges.close)
@@ -45,17 +50,18 @@ async def run(privileges: Privileges, separation: Separation) -> int:
             nursery = await stack.enter_async_context(trio.open_nursery())
             nursery.start_soon(privileges.run)
             stack.callback(nursery.cancel_scope.cancel)
-        accounts = Accounts.from_system()
-        config = load(await privileges.read_config(), accounts)
+        config, accounts = await read(privileges)
         logs.set_up(config.log.level, config.log.format)
-        daemon = Daemon(config, accounts, privileges, separation)
-        return await daemon.run()
+        return await Daemon(file, config, accounts, privileges, separation).run()
 
 
 class Daemon:
-    """One run of the daemon with one configuration."""
+    """One run of the daemon. It is also what an operator asks (operator.py)."""
 
-    def __init__(self, config: Config, accounts: Accounts, privileges: Privileges, separation: Separation) -> None:
+    def __init__(
+        self, file: str, config: Config, accounts: Accounts, privileges: Privileges, separation: Separation
+    ) -> None:
+        self._file = file
         self._config = config
         self._accounts = accounts
         self._privileges = privileges
@@ -64,6 +70,8 @@ class Daemon:
         self._room = trio.Event()
         self._ending = trio.Event()
         self._at_once = trio.Event()
+        self._renewed = trio.Event()
+        self._turn = trio.Lock()  # one reload at a time
         self._status = EXIT_OK
         console = logs.use_console(config.log.format, _STDOUT)
         self._audit = AuditLog(
@@ -72,24 +80,28 @@ class Daemon:
             on_room=lambda: self._token.run_sync_soon(self._on_room),
             on_failure=lambda reason: self._token.run_sync_soon(self._on_fault, reason),
         )
-        self._connections = Connections(self._audit)
+        self._metrics = Metrics() if config.daemon.metrics else NullMetrics()
+        self._record = Record(self._audit, self._metrics)
+        self._connections = Connections(self._record)
         self._pool = RelayPool(config, privileges, self._audit, self._connections)
 
     async def run(self) -> int:
+        """Serve until the end. Raises SockguardError when a socket or a relay cannot be had."""
+        outlets = Outlets(self._config.daemon)
         listeners = await self._bind()
-        self._audit.start()
         try:
+            outlets.open()
+            self._audit.start()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._read_signals)
                 await nursery.start(self._pool.run, self._relay_count())
-                await self._privileges.started()
+                await self._privileges.adopt()
                 self._say_started()
-                await self._serve(listeners, nursery)
-                for sock in listeners:
-                    sock.close()
+                await self._serve(listeners, outlets, nursery)
                 await self._drain()
                 nursery.cancel_scope.cancel()
         finally:
+            outlets.close()
             for sock in listeners:
                 sock.close()
             if not self._audit.close(_FLUSH_SECONDS) and self._status == EXIT_OK:
@@ -97,18 +109,33 @@ class Daemon:
                 self._status = EXIT_WORLD
         return self._status
 
-    async def _serve(self, listeners: list[socket.socket], nursery: trio.Nursery) -> None:
-        """Accept until it is time to end. Connections live on in ``nursery``."""
-        delivery = RelayDelivery(self._pool, self._connections, nursery)
+    async def _serve(self, listeners: list[socket.socket], outlets: Outlets, nursery: trio.Nursery) -> None:
+        """Accept until it is time to end. Connections, and answers to operators, live on in ``nursery``."""
+        delivery = RelayDelivery(self._pool, self._connections, self._privileges, self._metrics, nursery)
+
+        def make(proxy: Proxy, accounts: Accounts) -> Admission:
+            return Admission(proxy, accounts, self._record, self._connections, self._privileges, delivery)
+
         async with trio.open_nursery() as accepting:
+            self._guards = Guards(accepting, self._pool.flush, self._wait_for_room)
+            self._reloader = Reloader(self._privileges, self._guards, self._pool, self._connections, make)
+            self._overview = Overview(
+                self._file,
+                self._separation.warnings(),
+                self._accounts,
+                self._guards,
+                self._pool,
+                self._connections,
+                self._record,
+            )
+            self._metrics.observe(self.status)
             for proxy, sock in zip(self._config.proxies.values(), listeners, strict=True):
-                admission = Admission(proxy, self._accounts, self._audit, self._connections, self._privileges, delivery)
-                accepting.start_soon(
-                    listener.serve, proxy.name, sock, admission.arrive, self._pool.flush, self._wait_for_room
-                )
-                accepting.start_soon(self._watch_until, admission)
-            notify("READY=1", f"STATUS=Guarding {len(listeners)} sockets")
+                self._guards.add(make(proxy, self._accounts), sock)
+            accepting.start_soon(self._watch_untils)
+            nursery.start_soon(outlets.serve, self, self._metrics)
+            notify("READY=1", self._guarding())
             await self._ending.wait()
+            self._guards.close()
             accepting.cancel_scope.cancel()
 
     # ── start ──
@@ -133,15 +160,78 @@ class Daemon:
     def _say_started(self) -> None:
         for text in self._separation.warnings():
             log.warning(text)
+        for text in {relay.cage_warning for relay in self._pool if relay.cage_warning}:
+            log.warning(text)
         for proxy in self._config.proxies.values():
-            if not proxy.enforce:
-                log.warning("PERMISSIVE: what the rules would deny is let through", proxy=proxy.name)
+            self._say_guarding(proxy)
+
+    def _say_guarding(self, proxy: Proxy) -> None:
+        if not proxy.enforce:
+            log.warning("PERMISSIVE: what the rules would deny is let through", proxy=proxy.name)
         guards, guard_gids = own_ids(this_process())
-        for proxy in self._config.proxies.values():
-            for finding in backend_findings(proxy, guards, guard_gids):
-                if finding.severity == "error":
-                    log.warning(finding.text, subject=finding.subject, remedy=finding.remedy)
-            log.info("guarding", proxy=proxy.name, listen=str(proxy.listen), backend=proxy.backend)
+        for finding in backend_findings(proxy, guards, guard_gids):
+            if finding.severity == "error":
+                log.warning(finding.text, subject=finding.subject, remedy=finding.remedy)
+        log.info("guarding", proxy=proxy.name, listen=str(proxy.listen), backend=proxy.backend)
+
+    def _guarding(self) -> str:
+        return f"STATUS=Guarding {len(self._config.proxies)} sockets"
+
+    # ── what an operator asks ──
+
+    def status(self) -> Status:
+        return self._overview.status()
+
+    def connections(self) -> list[ConnectionStatus]:
+        return list(self._overview.connections())
+
+    def close(self, number: int) -> bool:
+        connection = self._connections.get(number)
+        if connection is None:
+            return False
+        self._pool.close(connection, "closed_by_operator")
+        return True
+
+    async def reload(self) -> ReloadResult:
+        """Go by the file as it is now; or keep the old configuration in force, and say why in all places."""
+        async with self._turn:
+            if self._ending.is_set():
+                return ReloadResult(False, (Mistake("", 0, "", "sockguard is ending"),), self._pool.generation)
+            try:
+                new, revoked = await self._reloader.reload(self._config)
+            except SockguardError as error:
+                return self._say_refused(error)
+            self._say_reloaded(new, revoked)
+            return ReloadResult(True, (), self._pool.generation)
+
+    def _say_refused(self, error: SockguardError) -> ReloadResult:
+        mistakes = error.mistakes if isinstance(error, ConfigError) else (Mistake("", 0, "", str(error)),)
+        lines = [str(mistake) for mistake in mistakes]
+        log.error("reload refused: the old configuration stays in force", mistakes=lines)
+        self._audit.emit("reload_failed", generation=self._pool.generation, mistakes=lines)
+        self._metrics.reloaded(False)
+        self._overview.last_reload = ReloadStatus(time=now(), ok=False, errors=lines)
+        notify(f"{self._guarding()}; the last reload was refused: {lines[0]}")
+        return ReloadResult(False, mistakes, self._pool.generation)
+
+    def _say_reloaded(self, new: Config, revoked: int) -> None:
+        old, self._config = self._config, new
+        logs.set_up(new.log.level, new.log.format)
+        if (old.daemon.relays, old.daemon.control, old.daemon.metrics) != (
+            new.daemon.relays,
+            new.daemon.control,
+            new.daemon.metrics,
+        ):
+            log.warning("changes of [daemon] relays, control and metrics take effect at the next start")
+        for proxy in new.proxies.values():
+            self._say_guarding(proxy)
+        self._audit.emit("reloaded", generation=self._pool.generation, revoked=revoked)
+        self._metrics.reloaded(True)
+        self._metrics.keep({name: [rule.name for rule in proxy.rules] for name, proxy in new.proxies.items()})
+        self._overview.last_reload = ReloadStatus(time=now(), ok=True, errors=[])
+        self._renewed.set()
+        self._renewed = trio.Event()
+        notify(self._guarding())
 
     # ── events ──
 
@@ -162,23 +252,29 @@ class Daemon:
 
     async def _read_signals(self) -> None:
         """The first "terminate" drains, the second closes at once."""
-        async for name in self._privileges.signals():
-            if name == "reload":
-                log.warning("reload is not available in this version: restart sockguard")
-            elif self._ending.is_set():
-                self._at_once.set()
-            else:
-                self._ending.set()
-        self._on_fault("the monitor has gone")
+        async with trio.open_nursery() as reloading:
+            async for name in self._privileges.signals():
+                if name == "reload":
+                    if not self._turn.statistics().tasks_waiting:  # one that waits will read what is there then
+                        reloading.start_soon(self.reload)
+                elif self._ending.is_set():
+                    self._at_once.set()
+                else:
+                    self._ending.set()
+            self._on_fault("the monitor has gone")
 
-    async def _watch_until(self, admission: Admission) -> None:
-        """When a rule's time passes, judge the proxy's live connections again."""
-        while (moment := next_expiry(admission.proxy.rules, datetime.now(UTC))) is not None:
-            while (seconds := (moment - datetime.now(UTC)).total_seconds()) > 0:
-                await trio.sleep(min(seconds, _CLOCK_STEP_SECONDS))
-            for connection in self._connections:
-                if connection.admission is admission and not admission.still_admits(connection):
-                    self._pool.close(connection, "revoked")
+    async def _watch_untils(self) -> None:
+        """When a rule's time passes, judge the live connections of its proxy again."""
+        while True:
+            renewed = self._renewed
+            moment = datetime.now(UTC)
+            due = {guard.admission: next_expiry(guard.admission.proxy.rules, moment) for guard in self._guards}
+            seconds = [(at - moment).total_seconds() for at in due.values() if at is not None]
+            with trio.move_on_after(min([*seconds, _CLOCK_STEP_SECONDS])):
+                await renewed.wait()
+            passed = {admission for admission, at in due.items() if at is not None and at <= datetime.now(UTC)}
+            if passed:
+                self._reloader.judge_again(passed.__contains__)
 
     # ── end ──
 
@@ -191,8 +287,9 @@ class Daemon:
             log.info("draining", connections=len(self._connections), seconds=self._config.daemon.drain_timeout)
             with trio.move_on_after(self._config.daemon.drain_timeout):
                 await _first_of(empty, self._at_once)
+        outcome = "stopped" if self._at_once.is_set() else "drain_timeout"
         for connection in self._connections:
-            self._pool.close(connection, "drain_timeout")
+            self._pool.close(connection, outcome)
         if len(self._connections):
             with trio.move_on_after(_CLOSE_SECONDS):
                 await empty.wait()

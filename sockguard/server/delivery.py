@@ -3,41 +3,82 @@
 from __future__ import annotations
 
 import socket
+from time import perf_counter
 
 import trio
 
+from sockguard.errors import SockguardError
 from sockguard.server import backend
 from sockguard.server.backend import Unavailable
 from sockguard.server.connections import Connection, Connections
+from sockguard.server.metrics import NullMetrics
+from sockguard.server.privileges import Privileges
 from sockguard.server.relays import RelayPool
 
 
 class RelayDelivery:
     """Connects at once where the backend has room; only where it has not does a task wait for it."""
 
-    def __init__(self, pool: RelayPool, connections: Connections, nursery: trio.Nursery) -> None:
+    def __init__(
+        self,
+        pool: RelayPool,
+        connections: Connections,
+        privileges: Privileges,
+        metrics: NullMetrics,
+        nursery: trio.Nursery,
+    ) -> None:
         self._pool = pool
+        self._privileges = privileges
         self._connections = connections
         self._nursery = nursery
+        self._metrics = metrics
 
     def deliver(self, connection: Connection, client: socket.socket) -> None:
-        attempt = backend.try_connect(connection.admission.proxy.backend)
-        if isinstance(attempt, socket.socket):
-            self._pool.hand_over(connection, client, attempt)
-        else:
-            self._nursery.start_soon(self._connect, connection, client)
-
-    async def _connect(self, connection: Connection, client: socket.socket) -> None:
         proxy = connection.admission.proxy
+        kind = socket.SOCK_SEQPACKET if proxy.protocol == "seqpacket" else socket.SOCK_STREAM
+
+        async def as_sockguard() -> socket.socket | int:
+            return backend.try_connect(proxy.backend, kind)
+
+        async def as_client() -> socket.socket | int:
+            return await self._privileges.connect_as(proxy, client)
+
+        if proxy.identity == "proxy":
+            start = perf_counter()
+            connected = backend.try_connect(proxy.backend, kind)
+            if isinstance(connected, socket.socket):
+                self._metrics.connected(proxy.name, perf_counter() - start)
+                self._pool.hand_over(connection, client, connected)
+                return
+        attempt = as_client if proxy.identity == "client" else as_sockguard
+        connection.connecting = trio.CancelScope()
+        self._nursery.start_soon(self._connect, connection, client, attempt, connection.connecting)
+
+    async def _connect(
+        self, connection: Connection, client: socket.socket, attempt: backend.Attempt, scope: trio.CancelScope
+    ) -> None:
+        start = trio.current_time()
+        connected: socket.socket | Unavailable = Unavailable("stopped", "")
         try:
-            connected = await backend.connect(proxy.backend, proxy.connect_timeout)
+            with scope:
+                connected = await backend.connect(attempt, connection.admission.proxy.connect_timeout)
+        except SockguardError as error:
+            connected = Unavailable("identity_refused", str(error))
         except BaseException:
             client.close()
             self._connections.ended(connection, "stopped")
             raise
-        if isinstance(connected, Unavailable):
+        finally:
+            connection.connecting = None
+        if connection.ending:  # revoked or drained meanwhile
+            client.close()
+            if isinstance(connected, socket.socket):
+                connected.close()
+            self._connections.ended(connection, connection.ending)
+        elif isinstance(connected, Unavailable):
             client.close()
             self._connections.ended(connection, connected.outcome, reason=connected.reason)
         else:
+            self._metrics.connected(connection.admission.proxy.name, trio.current_time() - start)
             self._pool.hand_over(connection, client, connected)
             self._pool.flush()

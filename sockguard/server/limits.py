@@ -10,24 +10,24 @@ class Limits:
         self.total_limit = total
         self.user_limit = per_user
         self.total = 0
-        self._by_user: dict[int, int] = {}
+        self.by_user: dict[int, int] = {}
 
     def take(self, user: int) -> str | None:
         """Count a connection in; or say why it may not be, and count nothing."""
         if self.total >= self.total_limit:
             return f"max_connections: {self.total_limit} are open"
-        count = self._by_user.get(user, 0)
+        count = self.by_user.get(user, 0)
         if count >= self.user_limit:
             return f"max_connections_per_user: uid {user} has {self.user_limit} open"
         self.total += 1
-        self._by_user[user] = count + 1
+        self.by_user[user] = count + 1
         return None
 
     def give_back(self, user: int) -> None:
         """Count a connection out that ``take`` counted in."""
         self.total -= 1
-        left = self._by_user[user] - 1
+        left = self.by_user[user] - 1
         if left:
-            self._by_user[user] = left
+            self.by_user[user] = left
         else:
-            del self._by_user[user]
+            del self.by_user[user]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import resource
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -13,6 +15,9 @@ from sockguard.logs import log
 
 BURST: Final = 64
 """Connections accepted before everybody else has a turn."""
+
+RESERVE: Final = 4 * BURST
+"""Descriptors kept free for connecting to backends and for new relays: else clients that wait could take them all."""
 
 _PAUSE_SECONDS: Final = 0.1
 _SAID_SECONDS: Final = 10.0
@@ -29,10 +34,11 @@ async def serve(
     """Accept for ever. Clients wait in the kernel's backlog while there is no room or no descriptor to be had."""
     said = -_SAID_SECONDS
     while True:
+        await trio.lowlevel.checkpoint_if_cancelled()  # who ends this has closed the listener already
         await trio.lowlevel.wait_readable(listener)
         await wait_for_room()
-        fault = 0
-        for _ in range(BURST):
+        fault = 0 if _has_files(listener) else errno.EMFILE
+        for _ in range(0 if fault else BURST):
             try:
                 client, _ = listener.accept()
             except BlockingIOError:
@@ -45,6 +51,9 @@ async def serve(
             except Exception:
                 client.close()
                 log.exception("a connection was dropped by a fault of sockguard's own", proxy=name)
+            except BaseException:
+                client.close()
+                raise
         burst_done()
         if fault and fault != errno.ECONNABORTED:
             if fault not in _OUT_OF_SOMETHING:
@@ -53,3 +62,14 @@ async def serve(
                 said = trio.current_time()
                 log.error("clients wait: no more open files can be had", proxy=name, errno=errno.errorcode[fault])
             await trio.sleep(_PAUSE_SECONDS)
+
+
+def _has_files(listener: socket.socket) -> bool:
+    """Are more than RESERVE descriptors free (half of them, where there are few)? A duplicate gets the lowest free."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        lowest = os.dup(listener.fileno())
+    except OSError:
+        return False
+    os.close(lowest)
+    return lowest < limit - min(RESERVE, limit // 2)

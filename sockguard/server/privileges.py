@@ -19,20 +19,22 @@ from sockguard.identity.peer import Unknown
 from sockguard.privsep import activation, channel, listening, memfd, spawn
 from sockguard.privsep.messages import (
     MONITOR_TO_CONTROL,
+    Adopt,
     Bind,
     ConfigRefused,
     ConfigText,
-    Done,
+    ConnectAs,
     EndRelay,
     Facts,
     Failed,
     Message,
+    NotConnected,
     ProcessFacts,
     ReadConfig,
     RelayExited,
     Signal,
     SpawnRelay,
-    Started,
+    Unbind,
     check_row,
 )
 
@@ -46,11 +48,21 @@ class Privileges(Protocol):
 
     async def executable(self, client: socket.socket, pid: int) -> str | Unknown: ...
 
+    async def connect_as(self, proxy: Proxy, client: socket.socket) -> socket.socket | int:
+        """A connection to the backend that shows the client's identity, or the errno of connect(2)."""
+        ...
+
     async def spawn_relay(self, number: int) -> socket.socket: ...
 
     async def end_relay(self, number: int) -> None: ...
 
-    async def started(self) -> None: ...
+    async def unbind(self, name: str) -> None:
+        """Remove the socket file of a proxy that is there no more."""
+        ...
+
+    async def adopt(self) -> None:
+        """What was read last is in force."""
+        ...
 
     def signals(self) -> AsyncIterator[str]:
         """ "terminate" or "reload", as they come; ends when the monitor has gone."""
@@ -69,13 +81,17 @@ class OwnRights:
     def __init__(self, config: str) -> None:
         self._config = config
         self._adopted = activation.adopt()
-        self._bound: list[listening.Bound] = []
+        self._bound: dict[str, listening.Bound] = {}
         self._relays: dict[int, int] = {}
 
     async def read_config(self) -> tuple[Source, ...]:
         return read_sources(self._config)
 
     async def bind(self, proxy: Proxy) -> socket.socket:
+        if proxy.identity == "client":
+            raise SockguardError(
+                f'proxy.{proxy.name}.identity: "client" needs CAP_SETUID and CAP_SETGID: start sockguard as root'
+            )
         spec = listening.ListenSpec(
             proxy=proxy.name,
             kind=proxy.listen.kind.value,
@@ -84,15 +100,20 @@ class OwnRights:
             owner=proxy.owner,
             group=proxy.group,
             refuse_fds=proxy.fds == "refuse",
+            records=proxy.protocol == "seqpacket",
+            credentials=proxy.sender == "same-user",
         )
         sock, bound = listening.listen(spec, self._adopted)
         if bound:
-            self._bound.append(bound)
+            self._bound[proxy.name] = bound
         return sock
 
     async def executable(self, client: socket.socket, pid: int) -> str | Unknown:
         program, _ = process.process_facts(client, pid, want_executable=True, want_cgroup=False)
         return program
+
+    async def connect_as(self, proxy: Proxy, client: socket.socket) -> socket.socket | int:
+        raise SockguardError("the client's identity cannot be shown without CAP_SETUID and CAP_SETGID")
 
     async def spawn_relay(self, number: int) -> socket.socket:
         try:
@@ -106,7 +127,12 @@ class OwnRights:
         if number in self._relays and self.relay_status(number) is None:
             os.kill(self._relays[number], signal.SIGKILL)
 
-    async def started(self) -> None:
+    async def unbind(self, name: str) -> None:
+        bound = self._bound.pop(name, None)
+        if bound:
+            bound.remove()
+
+    async def adopt(self) -> None:
         return
 
     async def signals(self) -> AsyncIterator[str]:
@@ -127,7 +153,7 @@ class OwnRights:
             if self.relay_status(number) is None:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
-        for bound in self._bound:
+        for bound in self._bound.values():
             bound.remove()
 
 
@@ -168,7 +194,8 @@ class FromMonitor:
         async with self._turn:
             try:
                 channel.send(self._sock, question, fds)
-                answer = await self._answered.receive()
+                with trio.CancelScope(shield=True):  # else the next question would get this one's answer
+                    answer = await self._answered.receive()
             except (OSError, trio.EndOfChannel) as error:
                 raise ChannelError("the monitor has gone") from error
         if answer is None:
@@ -205,6 +232,12 @@ class FromMonitor:
             raise ChannelError(f"the monitor answered with {answer.TAG}")
         return answer.executable or Unknown(answer.unknown)
 
+    async def connect_as(self, proxy: Proxy, client: socket.socket) -> socket.socket | int:
+        answer, fds = await self._ask(ConnectAs(proxy.name), client.fileno())
+        if isinstance(answer, NotConnected):
+            return answer.number
+        return socket.socket(fileno=fds[0])
+
     async def spawn_relay(self, number: int) -> socket.socket:
         _, fds = await self._ask(SpawnRelay(number))
         return socket.socket(fileno=fds[0])
@@ -212,10 +245,11 @@ class FromMonitor:
     async def end_relay(self, number: int) -> None:
         await self._ask(EndRelay(number))
 
-    async def started(self) -> None:
-        answer, _ = await self._ask(Started())
-        if not isinstance(answer, Done):
-            raise ChannelError(f"the monitor answered with {answer.TAG}")
+    async def unbind(self, name: str) -> None:
+        await self._ask(Unbind(name))
+
+    async def adopt(self) -> None:
+        await self._ask(Adopt())
 
     async def signals(self) -> AsyncIterator[str]:
         async for name in self._tells:

@@ -18,7 +18,7 @@ from sockguard.server.separation import Separation
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Control under a monitor. ``arguments``: the account to become, the relays' uid. Descriptor 3 is the channel."""
+    """Control under a monitor, by descriptor 3. ``arguments``: the account to become, the relays' uid, the file."""
     rights.harden("sockguard-ctl")
     rights.raise_open_files()
     rights.become(spawn.parse_account(arguments[0]))
@@ -30,14 +30,14 @@ def main(arguments: Sequence[str]) -> int:
     relay_uid = int(arguments[1])
     separation = Separation(True, os.geteuid(), os.geteuid() if relay_uid < 0 else relay_uid)
     monitor = socket.socket(fileno=spawn.CHANNEL_FD)
-    return _run(lambda: daemon.run(FromMonitor(monitor), separation))
+    return _run(lambda: daemon.run(arguments[2], FromMonitor(monitor), separation))
 
 
 def without_monitor(config: str) -> int:
     """The daemon under one uid, with no privilege to hold."""
     rights.harden("sockguard")
     rights.raise_open_files()
-    return _run(lambda: daemon.run(OwnRights(config), Separation(False, os.geteuid(), os.geteuid())))
+    return _run(lambda: daemon.run(config, OwnRights(config), Separation(False, os.geteuid(), os.geteuid())))
 
 
 def _run(start: Callable[[], Awaitable[int]]) -> int:

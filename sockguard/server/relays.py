@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import socket
 from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -35,16 +36,19 @@ from sockguard.privsep.messages import (
     check_row,
 )
 from sockguard.privsep.messages import Connections as Batch
+from sockguard.relay.sandbox import PARTS
 from sockguard.server.connections import Connection, Connections
 from sockguard.server.privileges import Privileges
 
 OUTCOMES: Final = frozenset(
     {"closed", "client_reset", "backend_reset", "idle_timeout", "fds_refused", "out_of_files"}
-    | {"revoked", "drain_timeout", "stopped"}
+    | {"sender_changed", "urgent_refused", "record_too_large"}
+    | {"revoked", "closed_by_operator", "drain_timeout", "stopped"}
 )
 """How a connection can end by a relay's word. Besides these, control itself says "relay_lost" and "backend_…"."""
 
 _START_SECONDS: Final = 10.0
+_TAKE_SECONDS: Final = 5.0  # for a relay to take a new generation
 _STEADY_SECONDS: Final = 5.0  # a relay that lived this long is replaced without a pause
 _LONGEST_PAUSE: Final = 5.0
 _STOP_SECONDS: Final = 1.0
@@ -70,6 +74,7 @@ class Relay:
     number: int
     channel: socket.socket
     capacity: int = 0
+    cage: str = ""
     generation: int = 0
     batch: int = 0  # rows of the one hand-over that is not acknowledged
     held: dict[int, Connection] = field(default_factory=dict)
@@ -77,6 +82,15 @@ class Relay:
     outbox: deque[tuple[Message, list[int]]] = field(default_factory=deque)
     has_output: trio.Event = field(default_factory=trio.Event)
     fault: str = ""
+    ready: Callable[[], None] = lambda: None  # called once, when it takes connections
+    settled: trio.Event = field(default_factory=trio.Event)  # set when it takes a generation
+
+    @property
+    def cage_warning(self) -> str:
+        """What of its cage does not hold, in words for the log; empty when all of it does."""
+        held = {part.split()[0] for part in self.cage.split(",") if part}
+        missing = [part for part in PARTS if part not in held]
+        return f"relays run without {', '.join(missing)}: this kernel has none of it" if missing else ""
 
     @property
     def load(self) -> int:
@@ -93,19 +107,35 @@ class RelayPool:
         self._ready: list[Relay] = []
         self._waiting: deque[Pending] = deque()  # while no relay is ready; bounded by the proxies' max_connections
         self._last_number = 0
+        self.restarts = 0
         self._stopping = False
         self._all_ended = trio.Event()
         self._indexes: dict[str, int] = {}
-        self._generation = 0
+        self.generation = 0
         self._content = b""
         self.new_generation(config)
 
     def new_generation(self, config: Config) -> None:
-        """What relays need to know of the configuration, numbered."""
-        self._generation += 1
+        """Put what relays need to know of the configuration into force: every relay is told before anything else."""
+        self.generation += 1
         self._indexes = {name: index for index, name in enumerate(config.proxies)}
-        proxies = [{"fds": p.fds, "idle_timeout": p.idle_timeout} for p in config.proxies.values()]
+        proxies = [
+            {"name": p.name, "protocol": p.protocol, "fds": p.fds, "sender": p.sender, "idle_timeout": p.idle_timeout}
+            for p in config.proxies.values()
+        ]
         self._content = json.dumps({"proxies": proxies, "rules": []}).encode()
+        for relay in self._ready:
+            self._send_generation(relay)
+
+    async def settled(self) -> None:
+        """Wait until every relay has taken the generation in force; one that does not is killed and replaced."""
+        with trio.move_on_after(_TAKE_SECONDS):
+            while late := [relay for relay in self._ready if relay.generation != self.generation]:
+                await late[0].settled.wait()
+            return
+        for relay in [relay for relay in self._ready if relay.generation != self.generation]:
+            relay.fault = f"it did not take new rules within {_TAKE_SECONDS:g} s"
+            await self._privileges.end_relay(relay.number)
 
     # ── the life of a relay ──
 
@@ -120,6 +150,17 @@ class RelayPool:
     async def _keep_one(self, task_status: trio.TaskStatus[None]) -> None:
         pause = 0.0
         first = True
+
+        def ready() -> None:
+            nonlocal first
+            if first:
+                first = False
+                task_status.started()
+            else:
+                self.restarts += 1
+                self._audit.emit("relay_restarted", relay=number)
+
+        number = 0
         while not self._stopping:
             started = trio.current_time()
             number = self._next_number()
@@ -127,14 +168,10 @@ class RelayPool:
             try:
                 with trio.fail_after(_START_SECONDS):
                     relay = await self._start(number)
-                if first:
-                    first = False
-                    task_status.started()
-                else:
-                    self._audit.emit("relay_restarted", relay=number)
+                    relay.ready = ready
                 await self._serve(relay)
                 reason = ""
-            except (OSError, ChannelError) as error:
+            except (OSError, SockguardError) as error:
                 reason = str(error)
             except trio.TooSlowError:
                 reason = f"it did not start within {_START_SECONDS:g} s"
@@ -144,6 +181,9 @@ class RelayPool:
                 return
             if relay is not None:
                 await self._bury(relay, reason)
+            else:
+                log.error("a relay could not be started; trying again", reason=reason)
+                await self._privileges.end_relay(number)
             pause = 0.0 if trio.current_time() - started > _STEADY_SECONDS else min(2 * pause + 0.1, _LONGEST_PAUSE)
             await trio.sleep(pause)
 
@@ -153,27 +193,46 @@ class RelayPool:
 
     async def _start(self, number: int) -> Relay:
         sock = await self._privileges.spawn_relay(number)
-        sock.setblocking(False)
-        relay = Relay(number, sock)
-        message = await self._receive(relay)
-        if not isinstance(message, Hello):
-            fault = message.text if isinstance(message, Fault) else self._how(number, relay)
+        try:
+            sock.setblocking(False)
+            relay = Relay(number, sock)
+            message = await self._receive(relay)
+            if not isinstance(message, Hello):
+                raise ChannelError(message.text if isinstance(message, Fault) else self._how(number, relay))
+            relay.capacity, relay.cage = message.capacity, message.cage
+            while relay.generation != self.generation:  # a newer one can come into force meanwhile
+                self._send_generation(relay)
+                message = await self._receive(relay)
+                if not isinstance(message, GenerationTaken):
+                    raise ChannelError(message.text if isinstance(message, Fault) else self._how(number, relay))
+                relay.generation = message.number
+        except BaseException:
             sock.close()
-            raise ChannelError(fault)
-        relay.capacity = message.capacity
-        self._send_generation(relay)
+            raise
         return relay
 
     def _send_generation(self, relay: Relay) -> None:
-        self._send(relay, Generation(self._generation), [memfd.write("sockguard-rules", self._content)])
+        self._send(relay, Generation(self.generation), [memfd.write("sockguard-rules", self._content)])
 
     async def _serve(self, relay: Relay) -> None:
         """Until the relay has gone. Raises ChannelError for what it must not say."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._write, relay)
-            while (message := await self._receive(relay)) is not None:
-                self._on_message(relay, message)
-            nursery.cancel_scope.cancel()
+        self._ready.append(relay)
+        relay.ready()
+        self._deal_out()
+        fault = None
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._write, relay)
+                try:
+                    while (message := await self._receive(relay)) is not None:
+                        self._on_message(relay, message)
+                except (OSError, ChannelError) as error:  # raised behind the nursery, which would make a group of it
+                    fault = error
+                nursery.cancel_scope.cancel()
+        finally:
+            relay.channel.close()
+        if fault:
+            raise fault
 
     async def _receive(self, relay: Relay) -> Message | None:
         while True:
@@ -197,12 +256,11 @@ class RelayPool:
                 for row in rows:
                     self._on_closed(relay, row)
             case GenerationTaken(number):
-                if number != self._generation:
+                if not relay.generation < number <= self.generation:
                     raise ChannelError("an acknowledgement of what was not sent")
                 relay.generation = number
-                if relay not in self._ready:
-                    self._ready.append(relay)
-                    self._deal_out()
+                settled, relay.settled = relay.settled, trio.Event()
+                settled.set()
             case Fault(text):
                 relay.fault = text
             case _:
@@ -221,7 +279,8 @@ class RelayPool:
         """A relay has died, or is to: its connections are lost, and those that wait for it go to another."""
         if relay in self._ready:
             self._ready.remove(relay)
-        relay.channel.close()
+        self._waiting.extend(relay.queue)
+        relay.queue.clear()
         if reason:  # it said what it must not: it may still live
             await self._privileges.end_relay(relay.number)
         lost = list(relay.held.values())
@@ -236,8 +295,6 @@ class RelayPool:
             self._connections.ended(connection, "relay_lost", None, None)
         for _, fds in relay.outbox:
             channel.close_all(fds)
-        self._waiting.extend(relay.queue)
-        relay.queue.clear()
         self._deal_out()
 
     def _how(self, number: int, relay: Relay | None) -> str:
@@ -250,6 +307,10 @@ class RelayPool:
         if status is None:
             return "it ended"
         return f"it was ended by signal {-status}" if status < 0 else f"it ended with status {status}"
+
+    def __iter__(self) -> Iterator[Relay]:
+        """The relays that take connections."""
+        return iter(list(self._ready))
 
     # ── connections ──
 
@@ -273,13 +334,18 @@ class RelayPool:
 
     def close(self, connection: Connection, outcome: str) -> None:
         """End a live connection. Its end is told when the relay has done it."""
+        if connection.connecting is not None:
+            connection.ending = outcome
+            connection.connecting.cancel()
+            return
         for relay in self._ready:
             if connection.number in relay.held:
                 self._send(relay, Close(((connection.number, outcome),)))
                 return
-            for pending in relay.queue:
+        for queue in (self._waiting, *(relay.queue for relay in self._ready)):
+            for pending in queue:
                 if pending.connection is connection:
-                    relay.queue.remove(pending)
+                    queue.remove(pending)
                     pending.close()
                     self._connections.ended(connection, outcome)
                     return
@@ -305,7 +371,7 @@ class RelayPool:
             pending = relay.queue.popleft()
             connection = pending.connection
             index = self._indexes[connection.admission.proxy.name]
-            rows.append((connection.number, self._generation, index, 0))
+            rows.append((connection.number, self.generation, index, 0, connection.peer.uid))
             fds += (pending.client.detach(), pending.backend.detach())
             relay.held[connection.number] = connection
         if rows:

@@ -32,7 +32,14 @@ class Daemon:
         self._err = self.errors.open("wb")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "sockguard", "--config", str(config), *arguments],
-            **{"stdout": subprocess.PIPE, "stderr": self._err, "cwd": REPO, "start_new_session": True, **popen},
+            **{
+                "env": {**os.environ, "RUNTIME_DIRECTORY": str(config.parent / "run")},  # a control socket of its own
+                "stdout": subprocess.PIPE,
+                "stderr": self._err,
+                "cwd": REPO,
+                "start_new_session": True,
+                **popen,
+            },
         )
         self.lines: list[bytes] = []
         self._new: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -107,7 +114,8 @@ class Daemon:
 
 def _listened_on(path: str) -> bool:
     shown = path if path.startswith("@") else re.escape(path)
-    pattern = re.compile(rf" 00010000 0001 01 +\d+ {shown}$", re.M)  # proc(5): flags of a listening stream socket
+    # proc(5): flags of a listener; SOCK_STREAM or SOCK_SEQPACKET
+    pattern = re.compile(rf" 00010000 000[15] 01 +\d+ {shown}$", re.M)
     return bool(pattern.search(Path("/proc/net/unix").read_text(errors="replace")))
 
 

@@ -18,10 +18,15 @@ def echo(sock: socket.socket) -> None:
 
 @contextlib.contextmanager
 def serving(
-    path: Path, handle: Callable[[socket.socket], None] = echo, *, backlog: int = 128, mode: int = 0o666
+    path: Path,
+    handle: Callable[[socket.socket], None] = echo,
+    *,
+    backlog: int = 128,
+    mode: int = 0o666,
+    kind: int = socket.SOCK_STREAM,
 ) -> Iterator[None]:
     """A service on ``path``, a thread a connection. Exceptions of a handler end its connection only."""
-    with socket.socket(socket.AF_UNIX) as listener:
+    with socket.socket(socket.AF_UNIX, kind) as listener:
         listener.bind(str(path))
         path.chmod(mode)
         listener.listen(backlog)

@@ -40,6 +40,24 @@ def test_a_good_file(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == (f"{file}: good: 1 proxy, 1 rule, 1 expectation met\n", "")
 
 
+def test_a_way_around_is_said(file: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A backend that others can reach is a warning on standard error, without --system too; the file is good for it."""
+    open_to_all = folder / "open"
+    open_to_all.mkdir()
+    open_to_all.chmod(0o777)
+    file.write_text(GOOD.replace("/b", f"{open_to_all}/socket"))
+    for words in ([], ["--json"]):
+        assert _run("--config", str(file), *words) == 0
+        said = capsys.readouterr()
+        assert f"warning: proxy.p.backend: anyone can make {open_to_all}/socket first" in said.err
+        assert f"remedy: chmod go-w {open_to_all}\n" in said.err
+        assert "warning" not in said.out
+    assert _run("--config", str(file), "--system") == 1  # there it is a finding, and an error
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert f"error    proxy.p.backend: anyone can make {open_to_all}/socket first" in said.out
+
+
 def test_a_bad_file(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every mistake on standard error, nothing on standard output, and 2."""
     file.write_text(GOOD + "x = 1\ny = 2\n")

@@ -35,11 +35,11 @@ mode = 0o660
 owner = "ci"
 group = "docker"
 backend = "/run/private/a.sock"
-protocol = "stream"
-identity = "proxy"
-allow_root_identity = false
+protocol = "seqpacket"
+identity = "client"
+allow_root_identity = true
 fds = "refuse"
-sender = "any"
+sender = "same-user"
 delivery = "relay"
 enforce = false
 max_connections = 5
@@ -64,7 +64,7 @@ def test_everything_that_the_file_can_say(load_texts: Callable[..., Config]) -> 
     allow, deny = Action.ALLOW, Action.DENY
     ops = NamedWho("ops", Who(groups=frozenset({999, 7}), labels=("x*",)))
     assert load_texts(FULL) == Config(
-        Daemon(relays=3, drain_timeout=3600.0),
+        Daemon(control="", relays=3, drain_timeout=3600.0),
         Log("debug", "json", "all"),
         {
             "a": Proxy(
@@ -89,7 +89,11 @@ def test_everything_that_the_file_can_say(load_texts: Callable[..., Config]) -> 
                 mode=0o660,
                 owner=1000,
                 group=999,
+                protocol="seqpacket",
+                identity="client",
+                allow_root_identity=True,
                 fds="refuse",
+                sender="same-user",
                 enforce=False,
                 max_connections=5,
                 max_connections_per_user=6,
@@ -150,4 +154,4 @@ def test_the_example_is_good_on_this_machine(tmp_path: Path) -> None:
     copy = shutil.copy(EXAMPLE, tmp_path / "sockguard.toml")
     os.chmod(copy, 0o644)
     tmp_path.chmod(0o755)
-    assert set(load_file(str(copy)).proxies) == {"printer", "queue"}
+    assert set(load_file(str(copy)).proxies) == {"printer", "queue", "session"}

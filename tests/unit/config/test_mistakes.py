@@ -55,16 +55,14 @@ users = []
     ("text", "said"),
     [
         ('protocol = "vsomeip"', "protocol: protocol 'vsomeip' is not available in this version"),
-        ('identity = "client"', "identity: identity = 'client' is not available in this version"),
-        ('sender = "same-user"', "sender: sender = 'same-user' is not available in this version"),
+        ('identity = "cilent"', "identity: must be one of 'proxy', 'client', not 'cilent'; did you mean 'client'?"),
+        ('sender = "same"', "sender: must be one of 'any', 'same-user', not 'same'"),
+        ("allow_root_identity = true", 'allow_root_identity: is only for identity = "client"'),
+        ("allow_root_identity = 1", "allow_root_identity: must be true or false, not an integer"),
         ('delivery = "in-place"', "delivery: delivery = 'in-place' is not available in this version"),
-        (
-            "allow_root_identity = true",
-            "allow_root_identity: allow_root_identity = true is not available in this version",
-        ),
         ("[proxy.p.http]", "http: holds options of protocol 'http'; proxy.p has protocol 'stream'"),
         ('protocol = "http"\n[proxy.p.http]\nx = 1', "protocol: protocol 'http' is not available in this version"),
-        ('protocol = "steam"', "protocol: must be 'stream', not 'steam'; did you mean 'stream'?"),
+        ('protocol = "steam"', "protocol: must be one of 'stream', 'seqpacket', not 'steam'; did you mean 'stream'?"),
         ('fds = "fwd"', "fds: must be one of 'forward', 'refuse', not 'fwd'"),
         ("fds = true", "fds: must be one of 'forward', 'refuse', not a boolean"),
         ("enforce = 1", "enforce: must be true or false, not an integer"),
@@ -262,10 +260,10 @@ def test_rule_names_are_unique(mistakes_of: Mistakes, name: str) -> None:
 
 
 def test_only_main_has_daemon_and_log(mistakes_of: Mistakes) -> None:
-    """A dropped-in file cannot change the daemon, and the reserved parts are refused by name."""
-    assert mistakes_of('[daemon]\ncontrol = "/run/c"\nmetrics = "127.0.0.1:1"', "[daemon]\nrelays = 1") == [
-        'f:2: daemon.control: the control socket is not available in this version; write ""',
-        'f:3: daemon.metrics: the metrics endpoint is not available in this version; write ""',
+    """A dropped-in file cannot change the daemon, and where it can be asked must be a place."""
+    assert mistakes_of('[daemon]\ncontrol = "run/c"\nmetrics = "127.0.0.1:0"', "[daemon]\nrelays = 1") == [
+        "f:2: daemon.control: must be an absolute path, not 'run/c'",
+        "f:3: daemon.metrics: the port must be from 1 to 65535, not '0'",
         "d1:1: daemon: a file of sockguard.d may only have [proxy.NAME] and [who.NAME]",
     ]
 

@@ -10,7 +10,7 @@ import tomli
 from sockguard.config.model import json_schema
 
 EXAMPLE = tomli.loads((Path(__file__).parents[3] / "example.toml").read_text())
-LATER = {"daemon": {"control", "metrics"}, "proxy": {"allow_root_identity"}, "expect": {"request"}}
+LATER = {"daemon": {"control", "metrics"}, "expect": {"request"}}
 """Keys that only say that something is not available yet; an example would teach nothing."""
 
 

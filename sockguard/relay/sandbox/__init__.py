@@ -1,0 +1,77 @@
+"""The relay's cage: what a relay that is taken over can still do is move bytes between the sockets it was handed.
+
+Entered once, before the first byte from outside is read, and never left. Several parts, each of which holds without
+the others (as OpenSSH's sandbox-*.c, several at a time); ``enter(())`` is the one that holds nothing. A part that
+the kernel lacks is left out, and Cage says so; one that fails although the kernel has it ends the relay.
+
+    no_new_privs       exec gains nothing: no set-uid, no file capabilities
+    no_capabilities    none left, none to gain
+    not_dumpable       no core; other processes of its uid cannot read or trace it
+    limits             no new process, no byte into a file, no core            (getrlimit(2))
+    landlock           no file by its path; no abstract socket, TCP or signal  (landlock(7))
+    seccomp            a short list of system calls, and few of their arguments (seccomp(2))
+
+What is left: the attacker's own connection, the other connections of this relay, and the channel, on which control
+takes a few messages and believes none of them (privsep/messages.py). A client can also pass a descriptor of its
+own: a datagram socket, over which sendmsg would name an address in memory, where no filter looks. Landlock stops
+that for abstract names, for paths since ABI 9; before, the relay's own uid is what such a message shows.
+After this the interpreter can open no file, so whatever the relay needs has to be imported before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Final
+
+from sockguard.errors import SockguardError
+from sockguard.relay.sandbox import landlock, limits, seccomp, standing
+
+_PARTS: Final[dict[str, Callable[[], int]]] = {
+    "no_new_privs": standing.no_new_privs,
+    "no_capabilities": standing.no_capabilities,
+    "not_dumpable": standing.not_dumpable,
+    "limits": limits.enter,
+    "landlock": landlock.enter,
+    "seccomp": seccomp.enter,  # last: it refuses what the others are made with
+}
+
+PARTS: Final = tuple(_PARTS)
+"""The names of all parts, in the order in which they are entered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cage:
+    """Which parts hold: 0 for one that does not. ``landlock`` is the number of its ABI, the others are 1."""
+
+    no_new_privs: int = 0
+    no_capabilities: int = 0
+    not_dumpable: int = 0
+    limits: int = 0
+    landlock: int = 0
+    seccomp: int = 0
+
+    def names(self) -> tuple[str, ...]:
+        """The parts that hold, for people; as in "landlock 7"."""
+        return tuple(f"{name} {self.landlock}" if name == "landlock" else name for name in PARTS if getattr(self, name))
+
+    def absent(self) -> tuple[str, ...]:
+        """The parts that do not hold."""
+        return tuple(name for name in PARTS if not getattr(self, name))
+
+
+def enter(parts: Collection[str] = PARTS) -> Cage:
+    """Put this process, which must have a single thread, into the cage. There is no way back.
+
+    Raises SockguardError when a part cannot be entered although the kernel has it: then nothing may be served.
+    """
+    if parts:
+        standing.check_single_thread()  # Landlock and seccomp hold for the thread that enters and those it starts
+    held = {}
+    for name, enter_part in _PARTS.items():
+        if name in parts:
+            try:
+                held[name] = enter_part()
+            except (OSError, ValueError) as error:
+                raise SockguardError(f"the relay's cage cannot be closed: {name}: {error}") from error
+    return Cage(**held)

@@ -1,0 +1,59 @@
+"""Rules with ``until``: what has ended already, and what ends while connections live."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from tests.support.clients import connect
+from tests.support.daemon import Event
+from tests.support.identities import Client, Guard, guarding, someone
+
+pytestmark = pytest.mark.root
+
+
+def test_rule_whose_time_has_passed(folder: Path) -> None:
+    """An allow with ``until`` in the past admits nobody, and a deny keeps nobody out."""
+    config = """
+[proxy.past]
+allow = [{ users = [4242], until = 2020-01-01T00:00:00Z }, { users = [4243] }]
+deny = [{ users = [4243], until = 2020-01-01T00:00:00Z }]
+"""
+    with guarding(folder, config) as guard:
+        guard.denies("past", someone(4242), uid=4242)
+        guard.admits("past", someone(4243), rule="past.allow[1]", uid=4243)
+
+
+def test_until_passes_while_connections_live(folder: Path) -> None:
+    """The client whose only rule ends is cut and its end is ``revoked``; one that another rule admits goes on under
+    that rule; whoever comes later is refused."""
+    for lead in (3, 10, 30, 90):  # seconds until the rule ends; longer ones for a machine that starts slowly
+        end = datetime.now(UTC) + timedelta(seconds=lead)
+        text = f"{end:%Y-%m-%dT%H:%M:%SZ}"
+        config = f"""[proxy.brief]
+        allow = [{{ users = [0, 4242], until = {text}, name = "brief" }}, {{ users = [0], name = "lasting" }}]"""
+        with guarding(folder, config) as guard, Client(4242, 4242) as client, connect(guard.path("brief")) as lasting:
+            if client.meet(guard.path("brief")) != "ping":
+                continue
+            check_end(guard, client, lasting)
+            return
+    raise AssertionError("the daemon never started in time")
+
+
+def check_end(guard: Guard, client: Client, lasting: socket.socket) -> None:
+    def of(uid: int) -> Callable[[Event], bool]:
+        return lambda event: event["uid"] == uid
+
+    ended = guard.daemon.wait_for("connection_closed", of(4242), seconds=100)
+    assert (ended["outcome"], ended["rule"]) == ("revoked", "brief")
+    assert client.do("ask") == "closed"
+    lasting.sendall(b"ping")
+    assert lasting.recv(10) == b"ping"
+    guard.denies("brief", someone(4242), uid=4242)
+    lasting.close()
+    over = guard.daemon.wait_for("connection_closed", of(0))
+    assert (over["outcome"], over["rule"]) == ("closed", "lasting")

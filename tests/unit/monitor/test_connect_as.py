@@ -1,0 +1,229 @@
+"""Whom the monitor connects as: the kernel's word on a connection that came in by that proxy, whatever control says."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from sockguard.errors import SockguardError
+from sockguard.identity import peercred
+from sockguard.identity.peer import Unknown
+from sockguard.monitor import impersonate, plan, process
+from sockguard.monitor.process import Monitor
+from sockguard.privsep.messages import Adopt, Bind, ConnectAs, Done, Message, NotConnected, ReadConfig
+from sockguard.privsep.rights import Account
+
+CONFIG = """
+[proxy.shown]
+listen = "{folder}/shown"
+backend = "{folder}/private"
+identity = "client"
+allow_root_identity = true
+[proxy.other]
+listen = "{folder}/other"
+backend = "{folder}/private-2"
+protocol = "seqpacket"
+identity = "client"
+[proxy.plain]
+listen = "{folder}/plain"
+backend = "{folder}/private"
+[proxy.unbound]
+listen = "{folder}/unbound"
+backend = "{folder}/private"
+identity = "client"
+"""
+Asked = tuple[str, int, Account, Account | None]
+
+
+class Case:
+    """A monitor with three of these proxies bound. ``asked``: what impersonate.connect_as was asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        config = folder / "sockguard.toml"
+        config.write_text(CONFIG.format(folder=folder))
+        config.chmod(0o600)
+        self.asked: list[Asked] = []
+        self.answer: socket.socket | int = errno.ECONNREFUSED
+        self.monitor = Monitor(str(config))
+        os.close(self.monitor._read_config(ReadConfig())[1][0])
+        self.monitor._impersonations = plan.impersonations(self.monitor._sources)  # as adopt does
+        self.listeners = {
+            name: socket.socket(fileno=self.monitor._bind(Bind(name))[1][0]) for name in ("shown", "other", "plain")
+        }
+        self.monitor._working_set = frozenset(range(64))  # nothing to give up here: the rights are the whole test run's
+        self.monitor._adopt(Adopt())
+
+    def connect_as(self, path: str, kind: int, client: Account, files_as: Account | None) -> socket.socket | int:
+        self.asked.append((path, kind, client, files_as))
+        return self.answer
+
+    def accepted(self, proxy: str) -> tuple[socket.socket, socket.socket]:
+        """A client's end and what the proxy's listener accepts."""
+        listener = self.listeners[proxy]
+        client = socket.socket(socket.AF_UNIX, listener.type)
+        client.connect(str(self.folder / proxy))
+        return client, listener.accept()[0]
+
+    def ask(self, proxy: str, fd: int) -> tuple[Message, list[int]]:
+        return self.monitor._connect_as(ConnectAs(proxy), fd)
+
+    def refuses(self, proxy: str, fd: int) -> str:
+        """It must be refused, nobody connected, and no descriptor left open. Gives the reason."""
+        before = os.listdir("/proc/self/fd")
+        with pytest.raises(SockguardError) as caught:
+            self.ask(proxy, fd)
+        assert os.listdir("/proc/self/fd") == before
+        assert not self.asked
+        return str(caught.value)
+
+
+@pytest.fixture
+def case(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Case]:
+    monkeypatch.setattr(process, "_SPAWNING", frozenset())  # what is looked at here needs no privilege
+    made = Case(folder)
+    monkeypatch.setattr(impersonate, "connect_as", made.connect_as)
+    yield made
+    for listener in made.listeners.values():
+        listener.close()
+
+
+def test_the_client_is_who_the_kernel_says(case: Case) -> None:
+    """The ids are SO_PEERCRED's and SO_PEERGROUPS', backend and type are the file's: control names none of them."""
+    me = Account(os.geteuid(), os.getegid(), tuple(frozenset(os.getgroups())))
+    for proxy, kind, backend in (
+        ("shown", socket.SOCK_STREAM, "private"),
+        ("other", socket.SOCK_SEQPACKET, "private-2"),
+    ):
+        client, accepted = case.accepted(proxy)
+        with client, accepted:
+            if proxy == "other" and me.uid == 0:
+                assert "uid 0 is not shown" in case.refuses(proxy, accepted.fileno())
+                continue
+            assert case.ask(proxy, accepted.fileno()) == (NotConnected(errno.ECONNREFUSED), [])
+            assert case.asked.pop() == (str(case.folder / backend), kind, me, None)
+
+
+def test_what_came_of_it(case: Case) -> None:
+    """A connected socket is passed on, an errno is told, and want of rights is a failure with its reason."""
+    client, accepted = case.accepted("shown")
+    one, other = socket.socketpair()
+    with client, accepted, other:
+        case.answer = one
+        number = one.fileno()
+        assert case.ask("shown", accepted.fileno()) == (Done(1), [number])
+        assert one.fileno() == -1  # its descriptor is the answer's now
+
+        def fail(*_: object) -> int:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(impersonate, "connect_as", fail)
+            with pytest.raises(SockguardError, match="cannot be taken over: Operation not permitted"):
+                case.ask("shown", accepted.fileno())
+        os.close(number)
+
+
+def test_only_for_proxies_that_show_the_client(case: Case) -> None:
+    """A proxy with identity = "proxy", one that is not in the file, and one that was never bound get nobody's."""
+    client, accepted = case.accepted("plain")
+    with client, accepted:
+        for proxy in ("plain", "none", "", "x" * 5000):
+            assert "no identity = 'client'" in case.refuses(proxy, accepted.fileno())
+        assert "not a connection that came in" in case.refuses("unbound", accepted.fileno())
+
+
+def tcp() -> tuple[socket.socket, socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return socket.create_connection(server.getsockname()), server.accept()[0]
+
+
+def bound_to(case: Case, name: str) -> tuple[socket.socket, socket.socket]:
+    """A connection to some other service, and one that it accepts: the peer of the first is who listens there."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(case.folder / name))
+        server.listen()
+        client = socket.socket(socket.AF_UNIX)
+        client.connect(str(case.folder / name))
+        return client, server.accept()[0]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda case: [socket.socket(socket.AF_UNIX)],
+        lambda case: [socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)],
+        lambda case: [case.listeners["shown"].dup()],
+        lambda case: [case.listeners["other"].dup()],
+        lambda case: socket.socketpair(),
+        lambda case: case.accepted("other"),
+        lambda case: case.accepted("plain"),
+        lambda case: [case.accepted("shown")[0]],
+        lambda case: bound_to(case, "service"),
+        lambda case: tcp(),
+    ],
+    ids=[
+        *("unconnected", "datagram", "its listener", "another listener", "pair"),
+        *("another proxy's client", "a plain proxy's client", "the client's end", "another service", "tcp"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # an end that is dropped at once
+def test_a_socket_that_no_client_of_the_proxy_has_made(case: Case, make: Callable[[Case], list[socket.socket]]) -> None:
+    """Their peers are whoever listens somewhere, perhaps root, or clients who asked for something else: refused."""
+    for sock in make(case):
+        with sock:
+            assert "not a connection that came in by its listening socket" in case.refuses("shown", sock.fileno())
+
+
+def test_what_is_no_socket(case: Case) -> None:
+    """A file, a pipe and a folder are refused, and do not end the monitor."""
+    reader, writer = os.pipe()
+    for fd in (reader, writer, os.open("/dev/null", os.O_RDONLY), os.open("/", os.O_PATH)):
+        assert "not a connection whose peer can be known" in case.refuses("shown", fd)
+        os.close(fd)
+
+
+@pytest.mark.parametrize(
+    ("ids", "groups", "proxy", "said"),
+    [
+        ((1, 0, 5), {5}, "plain", "no identity"),
+        ((1, 65534, 5), {5}, "shown", "no mapping"),
+        ((1, 5, 65534), {5}, "shown", "no mapping"),
+        ((1, 5, 5), {5, 65534}, "shown", "no mapping"),
+        ((1, 5, 5), Unknown("no"), "shown", "no mapping"),
+        ((1, 0, 0), {65534}, "shown", "no mapping"),
+    ],
+)
+def test_identities_that_are_not_shown(
+    case: Case,
+    monkeypatch: pytest.MonkeyPatch,
+    ids: tuple[int, int, int],
+    groups: set[int] | Unknown,
+    proxy: str,
+    said: str,
+) -> None:
+    """An id that has no mapping here, and groups that cannot be known. (What the kernel says is put in its mouth.)"""
+    client, accepted = case.accepted(proxy)
+    monkeypatch.setattr(peercred, "credentials", lambda _: ids)
+    monkeypatch.setattr(peercred, "supplementary_groups", lambda _: groups)
+    with client, accepted:
+        assert said in case.refuses(proxy, accepted.fileno())
+
+
+def test_uid_0(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is shown only where the file as the monitor reads it has allow_root_identity; gid 0 is a gid like others."""
+    monkeypatch.setattr(peercred, "supplementary_groups", lambda _: frozenset())
+    for uid, proxy, shown in ((0, "shown", True), (0, "other", False), (7, "other", True)):
+        monkeypatch.setattr(peercred, "credentials", lambda _, uid=uid: (1, uid, 0))
+        client, accepted = case.accepted(proxy)
+        with client, accepted:
+            if shown:
+                assert case.ask(proxy, accepted.fileno())[0] == NotConnected(errno.ECONNREFUSED)
+                assert case.asked.pop()[2] == Account(uid, 0, ())
+            else:
+                assert "allow_root_identity is false" in case.refuses(proxy, accepted.fileno())
