@@ -28,6 +28,7 @@ MAX_QUEUED: Final = 10_000
 
 _LOW_WATER: Final = MAX_QUEUED // 2
 _LINES_PER_WRITE: Final = 200
+_GATHER_SECONDS: Final = 0.002  # waking a thread for each event would cost the accept loop more than the event itself
 _RETRY_SECONDS: Final = 1.0  # after a full disk: the sink may come back
 
 to_json: Final[Encoder] = json.JSONEncoder(ensure_ascii=True, separators=(",", ":")).encode
@@ -76,10 +77,11 @@ class AuditLog:
         self._encode = encode
         self._on_room = on_room
         self._on_failure = on_failure
-        self._queue: deque[Event] = deque()
+        self._queue: deque[str] = deque()  # encoded: what a thread does in Python, all others wait for
         self._wake = threading.Condition()
         self._closing = False
         self._was_full = False
+        self._idle = True  # the writer waits, or is about to; it looks at the queue once more before it does
         self._seq = 0
         self.failed = False
         self._thread = threading.Thread(target=self._write_all, name="audit", daemon=True)
@@ -116,9 +118,10 @@ class AuditLog:
             "seq": self._seq,
             **fields,
         }
-        with self._wake:
-            self._queue.append(record)
-            self._wake.notify()
+        self._queue.append(self._encode(record) + "\n")
+        if self._idle:
+            with self._wake:
+                self._wake.notify()
 
     def close(self, seconds: float) -> bool:
         """Write what is queued, for at most that long. True when all of it was written."""
@@ -132,13 +135,16 @@ class AuditLog:
     def _write_all(self) -> None:
         while True:
             with self._wake:
+                self._idle = True
                 while not self._queue and not self._closing:
                     self._wake.wait()
-                if not self._queue:
-                    return
-                batch = [self._queue[i] for i in range(min(len(self._queue), _LINES_PER_WRITE))]
-            lines = "".join([self._encode(event) + "\n" for event in batch])
-            if not self._write(lines.encode("ascii", "backslashreplace")):
+                self._idle = False
+            if not self._queue:
+                return
+            if not self._closing:
+                time.sleep(_GATHER_SECONDS)
+            batch = [self._queue[i] for i in range(min(len(self._queue), _LINES_PER_WRITE))]
+            if not self._write("".join(batch).encode("ascii", "backslashreplace")):
                 return
             with self._wake:
                 for _ in batch:

@@ -28,8 +28,8 @@ class SockguardError(Exception):
 class Mistake:
     """One mistake in the configuration.
 
-    ``file`` is the path as it was given, ``line`` counts from 1 (0: the file as a whole), ``key`` is the
-    key path in TOML's own notation (``proxy.docker.allow[1].usres``; empty for the file as a whole).
+    ``file`` is the path as it was given (empty: it is in no file), ``line`` counts from 1 (0: the file as a whole),
+    ``key`` is the key path in TOML's own notation (``proxy.docker.allow[1].usres``; empty for the file as a whole).
     """
 
     file: str
@@ -39,7 +39,7 @@ class Mistake:
 
     def __str__(self) -> str:
         where = f"{self.file}:{self.line}" if self.line else self.file
-        return f"{where}: {self.key}: {self.text}" if self.key else f"{where}: {self.text}"
+        return ": ".join(part for part in (where, self.key, self.text) if part)
 
 
 class ConfigError(SockguardError):

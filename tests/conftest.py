@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import tempfile
 from collections.abc import Generator, Iterator
@@ -16,6 +17,12 @@ from hypothesis import settings
 settings.register_profile("sockguard", deadline=None, database=None, print_blob=True)
 settings.register_profile("ci", settings.get_profile("sockguard"), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "sockguard")
+
+
+def pytest_configure() -> None:
+    """Open as many files as we may: a login often has 1,024, and the kernel counts fds in flight against that, too."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,7 +7,7 @@ import sys
 from http import HTTPStatus
 
 from sockguard.commands import control_client
-from sockguard.errors import EXIT_FILE, EXIT_OK
+from sockguard.errors import EXIT_FILE, EXIT_OK, Mistake
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -42,6 +42,5 @@ def run(args: argparse.Namespace) -> int:
 def _line(mistake: object) -> str:
     match mistake:
         case {"file": str(file), "line": int(line), "key": str(key), "text": str(text)}:
-            where = f"{file}:{line}" if line else file
-            return control_client.clean(f"{where}: {key}: {text}" if key else f"{where}: {text}")
+            return control_client.clean(Mistake(file, line, key, text))
     return control_client.clean(mistake)

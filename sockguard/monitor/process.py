@@ -134,8 +134,9 @@ class Monitor:
                 fault = f"the control process sent {error}"
         status = self._wait_for_control()
         self._wait_for_relays()
-        for bound in self._bound.values():
-            bound.remove()
+        if self._working_set is None or not listening.outlives_us(os.environ):  # a failed start leaves nothing bound
+            for bound in self._bound.values():
+                bound.remove()
         if status < 0:
             fault = fault or f"the control process was ended by {signal.Signals(-status).name}"
         if fault:
@@ -229,6 +230,7 @@ class Monitor:
         """From the first one on only what goes on being needed: binding in others' folders was the start's matter."""
         needed = _SPAWNING | plan.needed_capabilities(self._sources)
         if self._working_set is None:
+            listening.end_kept(self._adopted)
             rights.keep_capabilities(needed)
             self._working_set = needed
         elif missing := needed - self._working_set:

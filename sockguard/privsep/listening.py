@@ -1,7 +1,8 @@
 """Making listening sockets: bound to a path, to an abstract name, or adopted from systemd.
 
 Used by the monitor, and by control where there is no monitor. Never replaces anything but a socket that nobody
-listens on any more, and never removes anything but what this process bound.
+listens on any more, and never removes anything but what this process bound, or the run before it, of which systemd
+has kept the listening socket (sd_notify(3): FDSTORE=1).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import errno
 import os
 import socket
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,6 +23,8 @@ BACKLOG: Final = 4096
 
 SO_PASSRIGHTS: Final = 83
 """asm-generic/socket.h, since Linux 6.16: at 0, a sender that passes an fd gets EPERM, even before accept."""
+
+_KEPT: Final = "sockguard/"  # no unit can be called so, and a socket without FileDescriptorName= is called as its unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +72,18 @@ class Bound:
                 os.unlink(self.path)
 
 
-def listen(spec: ListenSpec, adopted: Mapping[str, int]) -> tuple[socket.socket, Bound | None]:
+def listen(spec: ListenSpec, adopted: MutableMapping[str, int]) -> tuple[socket.socket, Bound | None]:
     """The listening, non-blocking socket of a proxy. Raises SockguardError, naming the proxy, the place and the remedy.
 
-    adopted: systemd's descriptors by name (activation.adopt); the one that is taken is duplicated.
+    adopted: systemd's descriptors by name (activation.adopt). Of a .socket unit's, the one that is taken is duplicated;
+    one that was kept for this proxy is taken out, and ended if it is not just what would be bound now.
     """
     try:
         if spec.kind == "fd":
             return _adopt(spec, adopted), None
+        kept = _take_kept(spec, adopted)
+        if kept:
+            return kept
         sock = socket.socket(socket.AF_UNIX, spec.type | socket.SOCK_NONBLOCK)
         try:
             bound = None
@@ -110,6 +117,24 @@ def address(spec: ListenSpec, adopted: Mapping[str, int]) -> str | bytes | None:
     with socket.socket(fileno=os.dup(adopted[spec.text])) as sock:
         name: str | bytes = sock.getsockname()
         return name
+
+
+def kept_name(proxy: str) -> str:
+    """The name under which systemd keeps that proxy's listening socket."""
+    return _KEPT + proxy
+
+
+def outlives_us(environ: Mapping[str, str]) -> bool:
+    """Has a service manager been handed the listening sockets? Then their files stay when this process ends."""
+    return bool(environ.get("NOTIFY_SOCKET"))
+
+
+def end_kept(adopted: MutableMapping[str, int]) -> None:
+    """End what was kept for proxies that are there no more: without that, their clients would wait for ever."""
+    for name in [name for name in adopted if name.startswith(_KEPT)]:
+        sock = _socket(adopted.pop(name))
+        if sock:
+            _end(sock)
 
 
 def set_options(sock: socket.socket, *, refuse_fds: bool, credentials: bool) -> None:
@@ -146,6 +171,57 @@ def _adopt(spec: ListenSpec, adopted: Mapping[str, int]) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def _take_kept(spec: ListenSpec, adopted: MutableMapping[str, int]) -> tuple[socket.socket, Bound | None] | None:
+    fd = adopted.pop(kept_name(spec.proxy), None)
+    sock = None if fd is None else _socket(fd)
+    if sock is None:
+        return None
+    found = _fitting_file(spec) if spec.kind == "path" else None
+    fits = sock.family == socket.AF_UNIX and sock.type == spec.type and sock.getsockname() == address(spec, {})
+    if not fits or (spec.kind == "path" and not found):
+        _end(sock)
+        return None
+    try:
+        sock.setblocking(False)
+        set_options(sock, refuse_fds=spec.refuse_fds, credentials=spec.credentials)
+        sock.listen(BACKLOG)  # listens already: this has its clients see this process as their peer
+    except BaseException:
+        sock.close()
+        raise
+    return sock, Bound(spec.text, found.st_dev, found.st_ino) if found else None
+
+
+def _fitting_file(spec: ListenSpec) -> os.stat_result | None:
+    """The socket file of a kept socket; None where a new one would differ, in mode or owner, or there is none."""
+    try:
+        found = os.lstat(spec.text)
+    except OSError:
+        return None
+    owner = os.geteuid() if spec.owner is None else spec.owner
+    group = os.getegid() if spec.group is None else spec.group
+    fits = (found.st_mode, found.st_uid, found.st_gid) == (stat.S_IFSOCK | spec.mode, owner, group)
+    return found if fits else None
+
+
+def _socket(fd: int) -> socket.socket | None:
+    try:
+        return socket.socket(fileno=fd)
+    except OSError:
+        os.close(fd)
+        return None
+
+
+def _end(sock: socket.socket) -> None:
+    """No more connections, in whatever process it is open: systemd sees a hang-up, and lets go of it and its name."""
+    with sock, contextlib.suppress(OSError):
+        path = sock.getsockname()
+        sock.shutdown(socket.SHUT_RDWR)
+        if isinstance(path, str) and path.startswith("/"):
+            found = os.lstat(path)
+            if stat.S_ISSOCK(found.st_mode) and _nobody_listens(path):
+                Bound(path, found.st_dev, found.st_ino).remove()
 
 
 def _bind_abstract(sock: socket.socket, spec: ListenSpec) -> None:
@@ -211,17 +287,41 @@ def _clear_stale(spec: ListenSpec) -> None:
     if not stat.S_ISSOCK(found.st_mode):
         kind = "a symbolic link" if stat.S_ISLNK(found.st_mode) else "a file that is no socket"
         raise _refusal(spec, f"there is {kind}: move it away first")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+    if not _nobody_listens(spec.text):
+        raise _refusal(spec, "another process listens there: stop it first, or choose another path")
+    Bound(spec.text, found.st_dev, found.st_ino).remove()
+    if os.path.lexists(spec.text):
+        raise _refusal(spec, "a stale socket is there, and this user may not remove it")
+
+
+def _connect_as_owner(probe: socket.socket, path: str) -> None:
+    """connect(2); where root may not, for want of CAP_DAC_OVERRIDE, as the file's owner. Raises OSError."""
+    try:
+        probe.connect(path)
+    except PermissionError:
+        owner, own = os.lstat(path).st_uid, os.geteuid()
+        if own != 0 or owner == 0:
+            raise
+        os.seteuid(owner)
         try:
-            probe.connect(spec.text)
-        except ConnectionRefusedError:
-            Bound(spec.text, found.st_dev, found.st_ino).remove()
-            if os.path.lexists(spec.text):
-                raise _refusal(spec, "a stale socket is there, and this user may not remove it") from None
-            return
-        except BlockingIOError:
-            pass  # its backlog is full: alive
-        except OSError as error:
-            if error.errno != errno.EPROTOTYPE:  # alive, of another type
-                raise
-    raise _refusal(spec, "another process listens there: stop it first, or choose another path")
+            probe.connect(path)
+        finally:
+            os.seteuid(own)
+
+
+def _nobody_listens(path: str) -> bool:
+    """Is that socket file stale? Raises OSError where it cannot be told."""
+    for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
+        with socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK) as probe:
+            try:
+                _connect_as_owner(probe, path)
+            except ConnectionRefusedError:
+                return True
+            except BlockingIOError:
+                return False  # its backlog is full: alive
+            except OSError as error:
+                if error.errno != errno.EPROTOTYPE:  # there is one of another type, dead or alive
+                    raise
+            else:
+                return False
+    return False

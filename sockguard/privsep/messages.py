@@ -7,8 +7,8 @@ below; passed fds travel with it. Rows are arrays of plain integers and strings,
     monitor → control   done · failed · config_text · config_refused · process_facts      one answer a question
                         not_connected
                         signal · relay_exited                                             at any time
-    control → relay     generation · connections · close · stop
-    relay   → control   hello · generation_taken · connections_taken · closed · fault
+    control → relay     generation · connections · close · ping · stop
+    relay   → control   hello · generation_taken · connections_taken · closed · pong · fault
 """
 
 from __future__ import annotations
@@ -233,6 +233,14 @@ class Close(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class Ping(Message):
+    """Are you alive? Answer: pong with the same number; a relay that does not answer in time is killed."""
+
+    TAG = "ping"
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class Stop(Message):
     """End: close what is still there with outcome "stopped", tell, and exit."""
 
@@ -279,6 +287,14 @@ class Closed(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class Pong(Message):
+    """The relay is alive, and its loop goes round."""
+
+    TAG = "pong"
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class Fault(Message):
     """The relay ends because of a fault of its own; ``text`` (at most MAX_FAULT characters) is for the log."""
 
@@ -300,8 +316,8 @@ CONTROL_TO_MONITOR: Final = _table(ReadConfig, Bind, Facts, ConnectAs, SpawnRela
 MONITOR_TO_CONTROL: Final = _table(
     Done, Failed, ConfigText, ConfigRefused, ProcessFacts, NotConnected, Signal, RelayExited
 )
-CONTROL_TO_RELAY: Final = _table(Generation, Connections, Close, Stop)
-RELAY_TO_CONTROL: Final = _table(Hello, GenerationTaken, ConnectionsTaken, Closed, Fault)
+CONTROL_TO_RELAY: Final = _table(Generation, Connections, Close, Ping, Stop)
+RELAY_TO_CONTROL: Final = _table(Hello, GenerationTaken, ConnectionsTaken, Closed, Pong, Fault)
 
 
 def encode(message: Message) -> bytes:

@@ -24,6 +24,8 @@ from sockguard.privsep.messages import (
     Generation,
     GenerationTaken,
     Message,
+    Ping,
+    Pong,
     Row,
     Stop,
     check_row,
@@ -84,11 +86,13 @@ class Loop:
                     continue
                 side = sides.get(fd)
                 if side is not None:
-                    side.on_events(what)
+                    try:
+                        side.on_events(what)
+                    except OSError:
+                        side.link.fail()
             if self._again:
                 again, self._again = self._again, []
-                for side in again:
-                    side.pump()
+                self._pump(again)
             if self._timed or self._later or self._behind:
                 self._on_time()
             else:
@@ -99,6 +103,13 @@ class Loop:
                 self._tell()
                 if self._stopping and not self._outbox:
                     return
+
+    def _pump(self, sides: list[Side]) -> None:
+        for side in sides:
+            try:
+                side.pump()
+            except OSError:
+                side.link.fail()
 
     # ── what links ask for ──
 
@@ -142,8 +153,7 @@ class Loop:
         for side in behind:
             side.take_the_byte_behind()
         later, self._later = self._later, []
-        for side in later:
-            side.pump()
+        self._pump(later)
         for link in [link for link in self._timed if self.tick - link.seen > link.options.idle_ticks]:
             link.end("idle_timeout", clean=False)
 
@@ -154,6 +164,8 @@ class Loop:
             received = channel.receive(self._control, CONTROL_TO_RELAY)
         except BlockingIOError:
             return True
+        except ConnectionResetError:
+            return False
         if received is None:
             return False
         message, fds = received
@@ -168,6 +180,8 @@ class Loop:
                     link = self._links.get(number)  # type: ignore[arg-type]
                     if link is not None:
                         link.end(str(outcome), clean=False)
+            case Ping():
+                self._outbox.append(Pong(message.number))
             case Stop():
                 for link in list(self._links.values()):
                     link.end("stopped", clean=False)

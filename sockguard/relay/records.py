@@ -44,7 +44,7 @@ class RecordSide(Side):
         """Pass on one record; more after the others had their turn."""
         if self.closed or self.ended or self.other.full:
             if self.ended and self.gone and not self.closed:
-                self.link.finish()
+                self._gone_at_last()
             return
         try:
             length, control, flags, _ = self.peek(_buffer.views, CONTROL_BYTES, _PEEK_LENGTH)
@@ -101,9 +101,17 @@ class RecordSide(Side):
             close_all(fds)
         self.passed += length
         self.in_flight = self.in_flight + len(fds) if self.in_flight + len(fds) <= MAX_IN_FLIGHT else len(fds)
-        self.sock.recv(1)  # the rest of the record goes with its first byte
+        self._take_record()
         link.seen = link.loop.tick
         link.loop.again(self)
+
+    def _take_record(self) -> None:
+        """Take a record that was looked at; the rest of it goes with its first byte."""
+        try:
+            self.sock.recv(1)
+        except ConnectionResetError:  # is told before what is queued, and once
+            self.ending = self.gone = self.broken = True
+            self.sock.recv(1)
 
     def _look_again(self) -> None:
         """The kernel says end when records and the end came while it looked; only what is seen after that is sure."""
@@ -116,7 +124,7 @@ class RecordSide(Side):
     def _discard(self) -> None:
         """Take what nobody wants: a peer that polls for room before it writes waits for just that."""
         while self.unread():
-            self.sock.recv(1)
+            self._take_record()
 
     def _not_sent(self, length: int, error: OSError) -> None:
         if error.errno in FOR_NOW:

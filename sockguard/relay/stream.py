@@ -89,6 +89,11 @@ class Link:
                 outcome = side.other.reset_outcome
         self.end(outcome, clean=True)
 
+    def fail(self) -> None:
+        """The kernel said what nobody expects of these sockets: that ends this connection, and no other."""
+        if not self.client.closed:
+            self.end("failed", clean=False)
+
     def end(self, outcome: str, *, clean: bool) -> None:
         """Close both sockets and tell. Not ``clean``: with a byte unread, so that a peer sees a reset."""
         for side in (self.client, self.backend):
@@ -198,7 +203,10 @@ class Side:
             self.pump()
             return
         behind = self.behind
-        if control or flags & socket.MSG_CTRUNC:
+        if length and not behind and self._is_urgent():
+            close_all(received_fds(control))
+            self.link.end("urgent_refused", clean=False)
+        elif control or flags & socket.MSG_CTRUNC:
             self._pass_with_control(length, control, flags)
         elif length > behind:
             passed = self._pass(behind, length)
@@ -206,6 +214,15 @@ class Side:
                 self.link.loop.again(self)
         elif self.ending or not length:
             self._end_of_stream()
+
+    def _is_urgent(self) -> bool:
+        """Is an urgent byte here, that came since epoll was asked? A peek passes over one that is first in the queue,
+        and taking what stands behind it drops it in silence; a byte behind keeps it from being first.
+        """
+        try:
+            return self.take(_scratch, 1, socket.MSG_OOB | socket.MSG_PEEK) > 0
+        except OSError:  # EINVAL: there is none
+            return False
 
     def _pass(self, start: int, end: int) -> bool:
         """Pass on bytes start..end of the peek; true when all went."""

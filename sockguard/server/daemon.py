@@ -201,11 +201,17 @@ class Daemon:
                 new, revoked = await self._reloader.reload(self._config)
             except SockguardError as error:
                 return self._say_refused(error)
+            except Exception:  # a fault of our own must not end what guards by the old configuration
+                log.exception("a reload failed by a fault of sockguard's own")
+                return self._say_refused(SockguardError("a fault of sockguard's own: see its log"))
             self._say_reloaded(new, revoked)
             return ReloadResult(True, (), self._pool.generation)
 
     def _say_refused(self, error: SockguardError) -> ReloadResult:
-        mistakes = error.mistakes if isinstance(error, ConfigError) else (Mistake("", 0, "", str(error)),)
+        if isinstance(error, ConfigError):
+            mistakes = error.mistakes
+        else:
+            mistakes = tuple(Mistake("", 0, "", line) for line in str(error).split("\n"))
         lines = [str(mistake) for mistake in mistakes]
         log.error("reload refused: the old configuration stays in force", mistakes=lines)
         self._audit.emit("reload_failed", generation=self._pool.generation, mistakes=lines)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import trio
 
-from sockguard.config.settings import Proxy
+from sockguard.config.settings import ListenKind, Proxy
 from sockguard.privsep import listening
-from sockguard.server import listener
+from sockguard.server import listener, systemd
 from sockguard.server.admission import Admission
 
 
@@ -50,22 +50,30 @@ class Guards:
         return self._guards.get(name)
 
     def add(self, admission: Admission, sock: socket.socket) -> None:
-        """Begin to accept for a proxy; takes the listening socket over."""
+        """Begin to accept for a proxy; takes the listening socket over, and has systemd keep it over a restart."""
         guard = Guard(admission, sock, trio.CancelScope())
-        self._guards[admission.proxy.name] = guard
+        proxy = admission.proxy
+        self._guards[proxy.name] = guard
+        if proxy.listen.kind is not ListenKind.ADOPTED:  # that one is systemd's anyway
+            systemd.store(listening.kept_name(proxy.name), sock.fileno())
         self._nursery.start_soon(self._accept, guard)
 
     def remove(self, name: str) -> None:
         """Accept no more for a proxy. What has connected to it but was not accepted yet is closed by the kernel."""
         guard = self._guards.pop(name)
         guard.accepting.cancel()
+        if guard.admission.proxy.listen.kind is not ListenKind.ADOPTED:
+            guard.socket.shutdown(socket.SHUT_RDWR)  # systemd's copy with it: nobody connects until that is closed
+            systemd.forget(listening.kept_name(name))
         guard.socket.close()
 
     def close(self) -> None:
-        """Accept no more at all."""
+        """Accept no more at all. Clients of a socket that systemd keeps wait in it for the next run."""
         self.closed = True
-        for name in list(self._guards):
-            self.remove(name)
+        for guard in self._guards.values():
+            guard.accepting.cancel()
+            guard.socket.close()
+        self._guards.clear()
 
     def set_options(self, proxy: Proxy) -> None:
         """Bring what a listener's connections inherit in line with its proxy."""

@@ -7,6 +7,7 @@ reaches that place.
 
 from __future__ import annotations
 
+import errno
 import platform
 import socket
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -230,16 +231,21 @@ def listen(place: TcpPlace | PathPlace) -> tuple[socket.socket, Bound | None]:
             listening.ListenSpec("", "path", place.path, MODE, None, None, refuse_fds=True, key="daemon.metrics"), {}
         )
     six = ":" in place.host
-    sock = socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    sock = None
     try:
+        sock = socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a restart need not wait for old connections
         if six:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind((place.host, place.port))
         sock.listen(_BACKLOG)
     except OSError as error:
-        sock.close()
-        raise SockguardError(f"daemon.metrics: {place.host} port {place.port}: {error.strerror}") from error
+        if sock:
+            sock.close()
+        reason = error.strerror
+        if error.errno == errno.EAFNOSUPPORT:
+            reason = f"{reason}: systemd's unit allows IP by a drop-in, sockguard.service.d/metrics.conf.example"
+        raise SockguardError(f"daemon.metrics: {place.host} port {place.port}: {reason}") from error
     return sock, None
 
 

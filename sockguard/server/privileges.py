@@ -83,6 +83,7 @@ class OwnRights:
         self._adopted = activation.adopt()
         self._bound: dict[str, listening.Bound] = {}
         self._relays: dict[int, int] = {}
+        self._started = False
 
     async def read_config(self) -> tuple[Source, ...]:
         return read_sources(self._config)
@@ -133,7 +134,8 @@ class OwnRights:
             bound.remove()
 
     async def adopt(self) -> None:
-        return
+        self._started = True
+        listening.end_kept(self._adopted)
 
     async def signals(self) -> AsyncIterator[str]:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
@@ -153,8 +155,9 @@ class OwnRights:
             if self.relay_status(number) is None:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
-        for bound in self._bound.values():
-            bound.remove()
+        if not self._started or not listening.outlives_us(os.environ):  # a failed start leaves nothing bound
+            for bound in self._bound.values():
+                bound.remove()
 
 
 class FromMonitor:

@@ -7,6 +7,7 @@ handed, in the few messages of privsep/messages.py; anything else ends it.
 from __future__ import annotations
 
 import json
+import signal
 import socket
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -31,6 +32,8 @@ from sockguard.privsep.messages import (
     GenerationTaken,
     Hello,
     Message,
+    Ping,
+    Pong,
     Row,
     Stop,
     check_row,
@@ -42,10 +45,13 @@ from sockguard.server.privileges import Privileges
 
 OUTCOMES: Final = frozenset(
     {"closed", "client_reset", "backend_reset", "idle_timeout", "fds_refused", "out_of_files"}
-    | {"sender_changed", "urgent_refused", "record_too_large"}
+    | {"sender_changed", "urgent_refused", "record_too_large", "failed"}
     | {"revoked", "closed_by_operator", "drain_timeout", "stopped"}
 )
 """How a connection can end by a relay's word. Besides these, control itself says "relay_lost" and "backend_…"."""
+
+HEARTBEAT_SECONDS: Final = 10.0
+"""A relay that has not answered for so long is replaced: its connections stand still, and it would get new ones."""
 
 _START_SECONDS: Final = 10.0
 _TAKE_SECONDS: Final = 5.0  # for a relay to take a new generation
@@ -82,6 +88,7 @@ class Relay:
     outbox: deque[tuple[Message, list[int]]] = field(default_factory=deque)
     has_output: trio.Event = field(default_factory=trio.Event)
     fault: str = ""
+    answered: int = 0  # the last ping that it answered
     ready: Callable[[], None] = lambda: None  # called once, when it takes connections
     settled: trio.Event = field(default_factory=trio.Event)  # set when it takes a generation
 
@@ -90,7 +97,7 @@ class Relay:
         """What of its cage does not hold, in words for the log; empty when all of it does."""
         held = {part.split()[0] for part in self.cage.split(",") if part}
         missing = [part for part in PARTS if part not in held]
-        return f"relays run without {', '.join(missing)}: this kernel has none of it" if missing else ""
+        return f"relays run without {', '.join(missing)}: not to be had here" if missing else ""
 
     @property
     def load(self) -> int:
@@ -223,6 +230,7 @@ class RelayPool:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._write, relay)
+                nursery.start_soon(self._watch, relay)
                 try:
                     while (message := await self._receive(relay)) is not None:
                         self._on_message(relay, message)
@@ -233,6 +241,18 @@ class RelayPool:
             relay.channel.close()
         if fault:
             raise fault
+
+    async def _watch(self, relay: Relay) -> None:
+        """Kill a relay whose loop has stopped going round; its channel's end tells the rest."""
+        number = 0
+        while True:
+            number += 1
+            self._send(relay, Ping(number))
+            await trio.sleep(HEARTBEAT_SECONDS)
+            if relay.answered != number:
+                relay.fault = f"it did not answer within {HEARTBEAT_SECONDS:g} s"
+                await self._privileges.end_relay(relay.number)
+                return
 
     async def _receive(self, relay: Relay) -> Message | None:
         while True:
@@ -261,6 +281,8 @@ class RelayPool:
                 relay.generation = number
                 settled, relay.settled = relay.settled, trio.Event()
                 settled.set()
+            case Pong(number):
+                relay.answered = number
             case Fault(text):
                 relay.fault = text
             case _:
@@ -279,6 +301,7 @@ class RelayPool:
         """A relay has died, or is to: its connections are lost, and those that wait for it go to another."""
         if relay in self._ready:
             self._ready.remove(relay)
+        relay.settled.set()  # nobody need wait for it
         self._waiting.extend(relay.queue)
         relay.queue.clear()
         if reason:  # it said what it must not: it may still live
@@ -306,6 +329,8 @@ class RelayPool:
             status = None
         if status is None:
             return "it ended"
+        if status == -signal.SIGSYS:
+            return "it made a system call that its cage does not allow (SIGSYS): was it taken over?"
         return f"it was ended by signal {-status}" if status < 0 else f"it ended with status {status}"
 
     def __iter__(self) -> Iterator[Relay]:

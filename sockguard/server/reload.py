@@ -140,7 +140,7 @@ def _refuse_what_takes_a_restart(old: Config, new: Config) -> None:
         mistakes += [
             Mistake("", 0, f"proxy.{name}.{key}", "cannot change while the proxy runs: restart sockguard, or rename it")
             for key in before
-            if before[key] != after[key]
+            if key in after and before[key] != after[key]
         ]
     if mistakes:
         raise ConfigError(mistakes)

@@ -87,9 +87,9 @@ def test_a_live_socket_is_left_alone(path: Path, kind: socket.SocketKind) -> Non
         live.bind(str(path))
         if kind != socket.SOCK_DGRAM:
             live.listen()
-        before = path.lstat()
+        inode = path.lstat().st_ino
         assert "another process listens there" in refused(path)
-        assert path.lstat() == before
+        assert path.lstat().st_ino == inode  # not its times: a connect is an access
 
 
 def test_a_live_listener_with_a_full_backlog_is_alive(path: Path) -> None:
@@ -302,3 +302,107 @@ def test_address(path: Path, folder: Path) -> None:
                     assert listening.address(one, adopted) == accepted.getsockname()
                 assert client.getsockname() == ""
     assert listening.address(spec("x", "fd"), {}) is None
+
+
+def keep(path: str | Path, mode: int = 0o666) -> tuple[socket.socket, dict[str, int]]:
+    """A listener that the run before has left with systemd, and what this run gets: a descriptor of it, by its name."""
+    one = spec(str(path)[1:], "abstract") if str(path).startswith("@") else spec(path, mode=mode)
+    sock, _ = listening.listen(one, {})
+    return sock, {listening.kept_name("p"): os.dup(sock.fileno()), "other": -1}
+
+
+def connects(name: str | Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        try:
+            client.connect(str(name))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        return True
+
+
+@pytest.mark.parametrize("kind", ["path", "abstract"])
+def test_a_kept_socket_is_taken_over(path: Path, kind: str) -> None:
+    """The very socket with the clients that wait in it, its options as the file has them now, its file to remove."""
+    name = str(path) if kind == "path" else f"sg-{uuid.uuid4()}"
+    before, adopted = keep(name if kind == "path" else "@" + name)
+    with before, socket.socket(socket.AF_UNIX) as waiting:
+        waiting.connect(before.getsockname())
+        wanted = ListenSpec("p", kind, name, 0o666, None, None, False, credentials=True)
+        sock, bound = listening.listen(wanted, adopted)
+        with sock:
+            assert os.path.sameopenfile(sock.fileno(), before.fileno())
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED) == 1
+            assert not sock.getblocking()
+            assert not sock.get_inheritable()
+            with sock.accept()[0] as accepted:
+                waiting.send(b"x")
+                assert accepted.recv(1) == b"x"
+    assert adopted == {"other": -1}
+    assert bound == (Bound(name, path.lstat().st_dev, path.lstat().st_ino) if kind == "path" else None)
+
+
+@pytest.mark.parametrize("change", ["mode", "place", "type", "file gone", "no socket there", "no listener"])
+def test_a_kept_socket_that_does_not_fit_is_ended(path: Path, change: str) -> None:
+    """What a bind of now would not make is not used: another is bound, and whoever still has the old one is refused."""
+    before, adopted = keep(path)
+    wanted = spec(path)
+    with before:
+        match change:
+            case "mode":
+                wanted = spec(path, mode=0o600)
+            case "place":
+                wanted = spec(path.with_name("moved"))
+                with socket.socket(socket.AF_UNIX) as stale:
+                    stale.bind(wanted.text)
+                    Path(wanted.text).chmod(0o666)
+            case "type":
+                wanted = ListenSpec("p", "path", str(path), 0o666, None, None, False, records=True)
+            case "file gone":
+                path.unlink()
+            case "no socket there":
+                path.unlink()
+                path.write_text("precious")
+            case "no listener":
+                os.dup2(0, adopted[listening.kept_name("p")], inheritable=False)
+                path.unlink()
+        if change == "no socket there":
+            with pytest.raises(SockguardError, match="a file that is no socket"):
+                listening.listen(wanted, adopted)
+            assert path.read_text() == "precious"
+            return
+        sock, bound = listening.listen(wanted, adopted)
+        with sock, socket.socket(socket.AF_UNIX, sock.type) as client:
+            assert not os.path.sameopenfile(sock.fileno(), before.fileno())
+            assert stat.S_IMODE(Path(wanted.text).lstat().st_mode) == wanted.mode
+            client.connect(wanted.text)
+            sock.accept()[0].close()
+            assert path.exists() == (change != "place")
+        assert bound is not None
+        assert adopted == {"other": -1}
+
+
+def test_what_is_kept_for_nobody_is_ended(path: Path) -> None:
+    """Clients of a proxy that is there no more are refused; a .socket unit's descriptors are left alone."""
+    before, adopted = keep(path)
+    other = path.with_name("other")
+    with before, socket.socket(socket.AF_UNIX) as unit:
+        unit.bind(str(other))
+        unit.listen()
+        adopted["other"] = unit.fileno()
+        adopted["sockguard-example.socket"] = unit.fileno()
+        listening.end_kept(adopted)
+        assert not connects(path)
+        assert not path.exists()
+        assert connects(other)
+        assert set(adopted) == {"other", "sockguard-example.socket"}
+
+
+def test_ending_a_kept_socket_leaves_anothers_file(path: Path) -> None:
+    """Where somebody else listens at the old path by now, it stays."""
+    before, adopted = keep(path)
+    with before, socket.socket(socket.AF_UNIX) as another:
+        path.unlink()
+        another.bind(str(path))
+        another.listen()
+        listening.end_kept(adopted)
+        assert connects(path)

@@ -51,11 +51,13 @@ EXAMPLES: Final[list[tuple[Message, MessageTable]]] = [
     (messages.Generation(2), CONTROL_TO_RELAY),
     (messages.Connections(((1, 1, 0, 0, 1007), (2, 1, 1, 7, 2**32 - 2))), CONTROL_TO_RELAY),
     (messages.Close(((1, "revoked"),)), CONTROL_TO_RELAY),
+    (messages.Ping(7), CONTROL_TO_RELAY),
     (messages.Stop(), CONTROL_TO_RELAY),
     (messages.Hello(1000, "seccomp,landlock"), RELAY_TO_CONTROL),
     (messages.GenerationTaken(2), RELAY_TO_CONTROL),
     (messages.ConnectionsTaken(2), RELAY_TO_CONTROL),
     (messages.Closed(((1, 2**40, 0, "closed"),)), RELAY_TO_CONTROL),
+    (messages.Pong(7), RELAY_TO_CONTROL),
     (messages.Fault("Traceback …\n"), RELAY_TO_CONTROL),
 ]
 TABLES: Final = {

@@ -158,3 +158,25 @@ async def test_an_attempt_leaves_no_descriptor(path: Path, full: socket.socket) 
     again = os.dup(0)
     os.close(again)
     assert again == lowest
+
+
+async def test_many_that_wait_share_their_attempts(autojump_clock: trio.testing.MockClock) -> None:
+    """A service that hangs costs control no more than MAX_ATTEMPTS_PER_SECOND, however many clients wait for it."""
+    attempts = 0
+
+    async def full() -> socket.socket | int:
+        nonlocal attempts
+        attempts += 1
+        return errno.EAGAIN
+
+    async def wait() -> None:
+        assert isinstance(await backend.connect(full, 30), Unavailable)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(3000):
+            nursery.start_soon(wait)
+        await trio.sleep(10)  # the first attempts of each come faster
+        before = attempts
+        await trio.sleep(10)
+        assert attempts - before <= 10 * backend.MAX_ATTEMPTS_PER_SECOND + 3000  # one round, at the edge
+        assert attempts > before

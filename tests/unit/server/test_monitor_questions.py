@@ -1,0 +1,54 @@
+"""Control's questions to the monitor: each gets its own answer, whatever becomes of the one who asked."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import trio
+import trio.testing
+
+from sockguard.privsep import channel
+from sockguard.privsep.messages import CONTROL_TO_MONITOR, Facts, ProcessFacts
+from sockguard.server.privileges import FromMonitor
+
+
+async def _next_question(monitor: socket.socket) -> None:
+    await trio.lowlevel.wait_readable(monitor)
+    received = channel.receive(monitor, CONTROL_TO_MONITOR)
+    assert received is not None
+    assert isinstance(received[0], Facts)
+    channel.close_all(received[1])
+
+
+async def test_question_that_nobody_waits_for() -> None:
+    """An answer that comes after its asker was cancelled is nobody's: the next client is not taken for that one."""
+    ours, monitor = channel.pair()
+    client, _peer = socket.socketpair()
+    privileges = FromMonitor(ours)
+    found = []
+
+    async def ask_and_be_cancelled(scope: trio.CancelScope) -> None:
+        with scope:
+            await privileges.executable(client, os.getpid())
+
+    with monitor, client, _peer:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(privileges.run)
+            scope = trio.CancelScope()
+            nursery.start_soon(ask_and_be_cancelled, scope)
+            await _next_question(monitor)
+            scope.cancel()
+            await trio.testing.wait_all_tasks_blocked()
+            channel.send(monitor, ProcessFacts("/usr/bin/first", ""))
+
+            async def ask() -> None:
+                found.append(await privileges.executable(client, os.getpid()))
+
+            nursery.start_soon(ask)
+            await _next_question(monitor)
+            channel.send(monitor, ProcessFacts("/usr/bin/second", ""))
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        privileges.close()
+    assert found == ["/usr/bin/second"]
