@@ -62,7 +62,7 @@ def test_a_service_that_does_not_read_starves_nobody(tracer: Tracer) -> None:
 
     def slow(sock: socket.socket) -> None:
         if sock.recv(1, socket.MSG_PEEK) != b"f":
-            service(sock)
+            back(sock)
             return
         go.wait(60)
         while True:
@@ -84,7 +84,7 @@ def test_a_service_that_does_not_read_starves_nobody(tracer: Tracer) -> None:
             with connect(folder / "public", 60) as sock:
                 sent = fill(sock, tracer.reader)
                 os.write(full_write, b"x")
-                os.read(done_read, 1)
+                select.select([done_read], [], [], 60)
             return str(sent)
 
         def modest() -> str:
@@ -99,9 +99,9 @@ def test_a_service_that_does_not_read_starves_nobody(tracer: Tracer) -> None:
         (full_read, full_write), (done_read, done_write) = os.pipe(), os.pipe()
         answers: list[str] = []
         # Not as root, which control is where there is no user sockguard: what they send counts for their own uids.
-        one = threading.Thread(target=lambda: answers.append(as_user(greedy, 4242)))
+        one = threading.Thread(target=lambda: answers.append(as_user(greedy, 4242)), daemon=True)
         one.start()
-        os.read(full_read, 1)
+        assert select.select([full_read], [], [], 60)[0]
         assert as_user(modest, 4243) == "served"
         os.write(done_write, b"x")
         one.join()
