@@ -10,8 +10,7 @@ import json
 import signal
 import socket
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from typing import Final
 
 import trio
@@ -23,7 +22,6 @@ from sockguard.logs import log
 from sockguard.privsep import channel, memfd
 from sockguard.privsep.messages import (
     MAX_BATCH,
-    RELAY_TO_CONTROL,
     Close,
     Closed,
     ConnectionsTaken,
@@ -39,9 +37,9 @@ from sockguard.privsep.messages import (
     check_row,
 )
 from sockguard.privsep.messages import Connections as Batch
-from sockguard.relay.sandbox import PARTS
 from sockguard.server.connections import Connection, Connections
 from sockguard.server.privileges import Privileges
+from sockguard.server.relay import Pending, Relay
 
 OUTCOMES: Final = frozenset(
     {"closed", "client_reset", "backend_reset", "idle_timeout", "fds_refused", "out_of_files"}
@@ -58,50 +56,6 @@ _TAKE_SECONDS: Final = 5.0  # for a relay to take a new generation
 _STEADY_SECONDS: Final = 5.0  # a relay that lived this long is replaced without a pause
 _LONGEST_PAUSE: Final = 5.0
 _STOP_SECONDS: Final = 1.0
-
-
-@dataclass(slots=True, eq=False)
-class Pending:
-    """A connection on its way to a relay: both of its sockets are control's to close until they are sent."""
-
-    connection: Connection
-    client: socket.socket
-    backend: socket.socket
-
-    def close(self) -> None:
-        self.client.close()
-        self.backend.close()
-
-
-@dataclass(slots=True, eq=False)
-class Relay:
-    """One relay process. ``held``: the connections that it was handed and has not told the end of."""
-
-    number: int
-    channel: socket.socket
-    capacity: int = 0
-    cage: str = ""
-    generation: int = 0
-    batch: int = 0  # rows of the one hand-over that is not acknowledged
-    held: dict[int, Connection] = field(default_factory=dict)
-    queue: deque[Pending] = field(default_factory=deque)
-    outbox: deque[tuple[Message, list[int]]] = field(default_factory=deque)
-    has_output: trio.Event = field(default_factory=trio.Event)
-    fault: str = ""
-    answered: int = 0  # the last ping that it answered
-    ready: Callable[[], None] = lambda: None  # called once, when it takes connections
-    settled: trio.Event = field(default_factory=trio.Event)  # set when it takes a generation
-
-    @property
-    def cage_warning(self) -> str:
-        """What of its cage does not hold, in words for the log; empty when all of it does."""
-        held = {part.split()[0] for part in self.cage.split(",") if part}
-        missing = [part for part in PARTS if part not in held]
-        return f"relays run without {', '.join(missing)}: not to be had here" if missing else ""
-
-    @property
-    def load(self) -> int:
-        return len(self.held) + len(self.queue)
 
 
 class RelayPool:
@@ -203,13 +157,13 @@ class RelayPool:
         try:
             sock.setblocking(False)
             relay = Relay(number, sock)
-            message = await self._receive(relay)
+            message = await relay.receive()
             if not isinstance(message, Hello):
                 raise ChannelError(message.text if isinstance(message, Fault) else self._how(number, relay))
             relay.capacity, relay.cage = message.capacity, message.cage
             while relay.generation != self.generation:  # a newer one can come into force meanwhile
                 self._send_generation(relay)
-                message = await self._receive(relay)
+                message = await relay.receive()
                 if not isinstance(message, GenerationTaken):
                     raise ChannelError(message.text if isinstance(message, Fault) else self._how(number, relay))
                 relay.generation = message.number
@@ -219,7 +173,7 @@ class RelayPool:
         return relay
 
     def _send_generation(self, relay: Relay) -> None:
-        self._send(relay, Generation(self.generation), [memfd.write("sockguard-rules", self._content)])
+        relay.send(Generation(self.generation), [memfd.write("sockguard-rules", self._content)])
 
     async def _serve(self, relay: Relay) -> None:
         """Until the relay has gone. Raises ChannelError for what it must not say."""
@@ -229,10 +183,10 @@ class RelayPool:
         fault = None
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._write, relay)
+                nursery.start_soon(relay.write)
                 nursery.start_soon(self._watch, relay)
                 try:
-                    while (message := await self._receive(relay)) is not None:
+                    while (message := await relay.receive()) is not None:
                         self._on_message(relay, message)
                 except (OSError, ChannelError) as error:  # raised behind the nursery, which would make a group of it
                     fault = error
@@ -247,23 +201,12 @@ class RelayPool:
         number = 0
         while True:
             number += 1
-            self._send(relay, Ping(number))
+            relay.send(Ping(number))
             await trio.sleep(HEARTBEAT_SECONDS)
             if relay.answered != number:
                 relay.fault = f"it did not answer within {HEARTBEAT_SECONDS:g} s"
                 await self._privileges.end_relay(relay.number)
                 return
-
-    async def _receive(self, relay: Relay) -> Message | None:
-        while True:
-            await trio.lowlevel.wait_readable(relay.channel)
-            try:
-                received = channel.receive(relay.channel, RELAY_TO_CONTROL)
-            except BlockingIOError:
-                continue
-            except ConnectionResetError:
-                return None
-            return received[0] if received else None
 
     def _on_message(self, relay: Relay, message: Message) -> None:
         match message:
@@ -342,7 +285,7 @@ class RelayPool:
     def hand_over(self, connection: Connection, client: socket.socket, backend: socket.socket) -> None:
         """Queue a connection for a relay; flush() sends what is queued."""
         pending = Pending(connection, client, backend)
-        relay = min(self._ready, key=_load, default=None)
+        relay = min(self._ready, key=lambda relay: relay.load, default=None)
         if relay is None:
             self._waiting.append(pending)
         elif relay.load >= relay.capacity:
@@ -365,7 +308,7 @@ class RelayPool:
             return
         for relay in self._ready:
             if connection.number in relay.held:
-                self._send(relay, Close(((connection.number, outcome),)))
+                relay.send(Close(((connection.number, outcome),)))
                 return
         for queue in (self._waiting, *(relay.queue for relay in self._ready)):
             for pending in queue:
@@ -379,7 +322,7 @@ class RelayPool:
         """Tell all relays to end, and wait a moment for it; one that hangs is killed by who started it."""
         self._stopping = True
         for relay in self._ready:
-            self._send(relay, Stop())
+            relay.send(Stop())
         with trio.move_on_after(_STOP_SECONDS):
             await self._all_ended.wait()
 
@@ -401,37 +344,4 @@ class RelayPool:
             relay.held[connection.number] = connection
         if rows:
             relay.batch = len(rows)
-            self._send(relay, Batch(tuple(rows)), fds)
-
-    def _send(self, relay: Relay, message: Message, fds: list[int] | None = None) -> None:
-        """Send now if nothing waits, else in turn. The fds are closed once they are sent."""
-        relay.outbox.append((message, fds or []))
-        if len(relay.outbox) == 1:
-            self._send_what_goes(relay)
-        if relay.outbox:
-            relay.has_output.set()
-
-    def _send_what_goes(self, relay: Relay) -> None:
-        try:
-            while relay.outbox:
-                message, fds = relay.outbox[0]
-                channel.send(relay.channel, message, fds)
-                relay.outbox.popleft()
-                channel.close_all(fds)
-        except OSError:  # full, too many fds in flight, or gone; the writer and the reader see to these
-            return
-
-    async def _write(self, relay: Relay) -> None:
-        while True:
-            await relay.has_output.wait()
-            relay.has_output = trio.Event()
-            while relay.outbox:
-                await trio.lowlevel.wait_writable(relay.channel)
-                left = len(relay.outbox)
-                self._send_what_goes(relay)
-                if len(relay.outbox) == left:
-                    await trio.sleep(0.01)
-
-
-def _load(relay: Relay) -> int:
-    return len(relay.held) + len(relay.queue)
+            relay.send(Batch(tuple(rows)), fds)
