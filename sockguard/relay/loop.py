@@ -38,6 +38,7 @@ from sockguard.relay.stream import READ_EVENTS, Link, Side
 LINKS: Final[dict[str, type[Link]]] = {"stream": Link, "seqpacket": RecordLink}
 """What serves a connection of each protocol."""
 
+_JUST_DATA: Final = select.EPOLLIN
 _EVENTS_PER_WAKE: Final = 128
 _ROWS_PER_MESSAGE: Final = 500  # about 60 bytes each: well below MAX_PACKET
 _CHANNEL_READ: Final = select.EPOLLIN
@@ -87,7 +88,10 @@ class Loop:
                 side = sides.get(fd)
                 if side is not None:
                     try:
-                        side.on_events(what)
+                        if what == _JUST_DATA:  # as nearly always: nothing else to look at
+                            side.pump()
+                        else:
+                            side.on_events(what)
                     except OSError:
                         side.link.fail()
             if self._again:

@@ -238,10 +238,13 @@ class Side:
                 self._undeliverable(error)
             return False
         self.passed += sent
-        taken = start + sent - self.stay
+        stay = self.stay
+        taken = start + sent - stay
         if taken:
             self.take(_scratch, taken)
-        self._stay_behind(self.stay)
+        self.behind = stay
+        if self.passes_fds:
+            self._stay_behind(stay)
         self.link.seen = self.link.loop.tick
         if start + sent < end:
             self._wait_for_other()
