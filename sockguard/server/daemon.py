@@ -88,6 +88,7 @@ class Daemon:
     async def run(self) -> int:
         """Serve until the end. Raises SockguardError when a socket or a relay cannot be had."""
         outlets = Outlets(self._config.daemon)
+        await self._turn.acquire()  # a reload that is asked for during the start waits for its end
         listeners = await self._bind()
         try:
             outlets.open()
@@ -132,6 +133,7 @@ class Daemon:
             for proxy, sock in zip(self._config.proxies.values(), listeners, strict=True):
                 self._guards.add(make(proxy, self._accounts), sock)
             accepting.start_soon(self._watch_untils)
+            self._turn.release()
             nursery.start_soon(outlets.serve, self, self._metrics)
             notify("READY=1", self._guarding())
             await self._ending.wait()

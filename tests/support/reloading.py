@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.support.daemon import EVENT_SECONDS, REPO, Daemon, Event
+from tests.support.daemon import REPO, Daemon, Event
 
 COMMAND_SECONDS = 60.0
 
@@ -93,10 +91,3 @@ class Subject:
         return self.daemon.wait_for(
             name, lambda event: event["seq"] > after and all(event.get(key) == fields[key] for key in fields)
         )
-
-    def until_gone(self, path: Path) -> None:
-        """Wait until that file is removed."""
-        end = time.monotonic() + EVENT_SECONDS
-        while os.path.lexists(path):
-            assert time.monotonic() < end, f"{path} is still there"
-            time.sleep(0.01)
