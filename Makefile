@@ -1,13 +1,16 @@
 # make demo    the main job, shown in a temporary folder
 # make test    all tests; as root also those that make users and start real services
 # make check   ruff, mypy, import-linter, unit tests: under a minute
+# make fuzz    every parser of a peer's bytes, FUZZ_SECONDS (30) each; FUZZ="NAME ..." for some
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
+FUZZ_SECONDS ?= 30
+FUZZ ?=
 
-.PHONY: demo test check clean
+.PHONY: demo test check fuzz clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/sockguard demo
@@ -22,6 +25,12 @@ check: $(VENV)/.tested
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/unit $(PYTEST_ARGS)
+
+# Guided by coverage where atheris can be had; it has no wheel for every Python, and goes without it too.
+fuzz: $(VENV)/.tested
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || \
+		$(BIN)/pip install --quiet --disable-pip-version-check atheris || true
+	@$(BIN)/python -m tests.fuzz $(FUZZ_SECONDS) $(FUZZ)
 
 # Debian ships Python without ensurepip: root installs it, others are told the one line.
 $(BIN)/pip:

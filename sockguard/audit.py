@@ -1,7 +1,8 @@
 """Audit events: numbered, timed, one line each, written by a thread of their own so that a slow sink stops nobody.
 
 Nothing passes unrecorded: the queue is bounded, and while it is full (`has_room` is false) no new connection is
-accepted. Ends of connections that were admitted are always taken; there are no more of them than live connections.
+accepted, and relays get no credits for requests (server/requests.py). Ends of connections that were admitted are always
+taken, there are no more of them than live connections; and so are requests that credits have been given for.
 Text in events is escaped to ASCII: whatever a client puts into a name, one event is one line.
 """
 

@@ -19,6 +19,8 @@ from sockguard.identity.accounts import Accounts
 from sockguard.identity.peer import Peer
 from sockguard.identity.process import running_peer
 from sockguard.policy.explain import Explanation, explain, render, to_json
+from sockguard.policy.requests import Asked, ask, has_requests
+from sockguard.protocols.base import Bad
 
 EXIT_DENY: Final = 1
 PID_MAX: Final = (1 << 31) - 1
@@ -29,8 +31,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Add the command to the command line."""
     parser = subparsers.add_parser(
         "explain",
-        help="say what the rules decide on a peer, and why",
-        description="Say what the rules decide on a peer, and why. Exit status: 0 allow, 1 deny, 2 error.",
+        help="say what the rules decide on a peer or a request, and why",
+        description="Say what the rules decide on a peer, or on a request of it, and why. "
+        "Exit status: 0 allow, 1 deny, 2 error.",
     )
     parser.add_argument("--proxy", metavar="P", required=True, help="the proxy that it connects to")
     peer = parser.add_mutually_exclusive_group(required=True)
@@ -42,7 +45,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--executable", metavar="X", help="path of its program")
     parser.add_argument("--unit", metavar="U", help="its systemd unit, or its whole cgroup path")
     parser.add_argument("--label", metavar="L", help="its security label")
-    parser.add_argument("--request", metavar="R", help="a request that it makes")
+    parser.add_argument(
+        "--request",
+        metavar="R",
+        help="a request that it makes, such as "
+        "'call org.example.App / org.example.App.Quit' (dbus) or 'GET /info' (http)",
+    )
     parser.add_argument("--against", metavar="NEW", help="also judge by this file; the exit status is by this one")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_config(parser)
@@ -56,14 +64,15 @@ def run(args: argparse.Namespace) -> int:
     accounts = Accounts.from_system()
     old = _proxy(load_file(args.config, accounts), args.proxy, args.config)
     new = None if args.against is None else _proxy(load_file(args.against, accounts), args.proxy, args.against)
-    _refuse_request(args.request, new or old)
+    asked = _asked(args.request, old)
+    asked_new = None if new is None else _asked(args.request, new)
     peer = _peer(args, accounts)
     now = datetime.now(UTC)
-    explanation = explain(old.rules, peer, now, accounts)
+    explanation = explain(old.rules, peer, now, accounts, asked)
     if new is None:
         _print(_json(explanation, old) if args.json else _text(explanation, old, accounts))
         return _status(explanation)
-    after = explain(new.rules, peer, now, accounts)
+    after = explain(new.rules, peer, now, accounts, asked_new)
     changed = _change(explanation, after)
     if args.json:
         _print({**_json(after, new), "before": _json(explanation, old), "changed": changed is not None})
@@ -76,16 +85,22 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _proxy(config: Config, name: str, file: str) -> Proxy:
-    from sockguard.config.words import did_you_mean, quoted
+    from sockguard.words import did_you_mean, quoted
 
     if name not in config.proxies:
         raise UsageError(f"{file} has no proxy {quoted(name)}{did_you_mean(name, config.proxies)}")
     return config.proxies[name]
 
 
-def _refuse_request(request: str | None, proxy: Proxy) -> None:
-    if request is not None:
+def _asked(request: str | None, proxy: Proxy) -> Asked | None:
+    if request is None:
+        return None
+    if not has_requests(proxy.protocol):
         raise UsageError(f"proxy {proxy.name!r} has protocol {proxy.protocol!r}: there are no requests to judge")
+    try:
+        return ask(proxy.protocol, proxy.options, request)
+    except Bad as bad:
+        raise UsageError(f"--request: {bad}") from None
 
 
 def _peer(args: argparse.Namespace, accounts: Accounts) -> Peer:
@@ -155,9 +170,15 @@ def _change(before: Explanation, after: Explanation) -> str | None:
 
 def _text(explanation: Explanation, proxy: Proxy, accounts: Accounts) -> str:
     text = render(explanation, proxy.name, accounts)
-    if not (proxy.enforce or explanation.verdict.allowed):
-        text += "\nbut the proxy is permissive (enforce = false): it logs the denial and lets the peer through"
+    if _let_through(explanation, proxy):
+        what = "peer" if explanation.asked is None else "request"
+        text += f"\nbut the proxy is permissive (enforce = false): it logs the denial and lets the {what} through"
     return text
+
+
+def _let_through(explanation: Explanation, proxy: Proxy) -> bool:
+    """Whether a denial is only logged. What cannot be known of a peer that connects is denied all the same."""
+    return not (proxy.enforce or explanation.verdict.allowed or explanation.verdict.uncertain)
 
 
 def _json(explanation: Explanation, proxy: Proxy) -> dict[str, object]:

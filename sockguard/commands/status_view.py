@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Final
 
 from sockguard.commands.control_client import clean
+from sockguard.protocols.registry import PROTOCOLS
 from sockguard.server.operator import ConnectionStatus, ProxyStatus, ReloadStatus, Status
 
 MAX_ROWS: Final = 10
@@ -17,7 +18,6 @@ MAX_ROWS: Final = 10
 _UNITS: Final = ("B", "kB", "MB", "GB", "TB", "PB")
 _GAP: Final = "  "
 _LEAST: Final = 8  # columns of a column that gives way
-_PROXY_COUNTS: Final = ("admitted", "denied", "would_deny")
 
 Row = Sequence[str]
 
@@ -36,6 +36,7 @@ def render(status: Status, previous: Status | None, seconds: float, width: int) 
     parts = [
         list(_head(status, width)),
         _proxies(status, previous, seconds, width, rates),
+        _requests(status, previous, seconds, width, rates),
         _users(status, width),
         _relays(status, width),
         _denials(status, width),
@@ -162,6 +163,28 @@ def _rates(proxy: ProxyStatus, before: ProxyStatus | None, seconds: float) -> Ro
     return (*(f"{d / seconds:.1f}" for d in differences), _bytes((_all_bytes(proxy) - _all_bytes(before)) / seconds))
 
 
+def _requests(status: Status, previous: Status | None, seconds: float, width: int, rates: bool) -> list[str]:
+    """Verdicts on requests, where the protocol has any: in a table of their own, apart from those on connections."""
+    before = {proxy["name"]: proxy for proxy in previous["proxies"]} if previous else {}
+    unit = "/s" if rates else ""
+    rows = []
+    for proxy in status["proxies"]:
+        if proxy["protocol"] not in PROTOCOLS:
+            continue
+        counts = proxy["requests_denied"], proxy["requests_would_deny"]
+        then = before.get(proxy["name"])
+        if not rates:
+            shown = [f"{count:d}" for count in counts]
+        elif then is None:
+            shown = ["-"] * 2
+        else:
+            past = then["requests_denied"], then["requests_would_deny"]
+            shown = [f"{(count - old) / seconds:.1f}" for count, old in zip(counts, past, strict=True)]
+        rows.append((clean(proxy["name"]), clean(proxy["protocol"]), *shown))
+    titles = ("REQUESTS", "PROTOCOL", f"DENIED{unit}", f"WOULD DENY{unit}")
+    return table(titles, rows, width, left=(0, 1), gives=0) if rows else []
+
+
 def _all_bytes(proxy: ProxyStatus) -> int:
     return proxy["bytes_from_client"] + proxy["bytes_from_backend"]
 
@@ -199,7 +222,7 @@ def _denials(status: Status, width: int) -> list[str]:
             clean(d["proxy"]),
             f"{d['connection']:d}",
             clean(d["user"] or ("-" if d["uid"] is None else d["uid"])),
-            clean(d["reason"]),  # names the rule
+            clean(d["reason"] if d["request"] is None else f"{d['request']}: {d['reason']}"),  # names the rule
         )
         for d in status["latest_denials"][:MAX_ROWS]
     ]

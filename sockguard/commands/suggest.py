@@ -20,9 +20,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Add the command to the command line."""
     parser = subparsers.add_parser(
         "suggest",
-        help="print the least allow rules that would have let the connections of an audit log through",
+        help="print the least allow rules that would have let the connections and requests of an audit log through",
         description="Read audit events, one JSON object a line, and print the least set of allow rules that would have "
-        "let through the connections in them: those admitted, and those that no rule allowed. "
+        "let through the connections and requests in them: those let through, and those that no rule allowed. "
         "Exit status: 0 good, 1 the file cannot be read, 2 no line of it is an event.",
     )
     parser.add_argument("--by", choices=("user", "group"), required=True, help="what the rules go by")

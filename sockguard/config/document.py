@@ -11,8 +11,8 @@ import tomli
 
 from sockguard.config.locate import Lines, Path
 from sockguard.config.read import Source
-from sockguard.config.words import MAX_SHOWN
 from sockguard.errors import Mistake
+from sockguard.words import MAX_SHOWN
 
 MAX_MISTAKES: Final = 1000
 """More mistakes than these are counted, not kept."""
@@ -22,12 +22,16 @@ _PLACE: Final = re.compile(r"\s*\(at (?:line (\d+), column (\d+)|end of document
 
 
 class Document:
-    """One file: ``index`` among the sources (0: FILE itself), and ``data`` as tomli gives it, ours to change."""
+    """One file: ``index`` among the sources (0: FILE itself), and ``data`` as tomli gives it, ours to change.
+
+    parts: what a protocol's own module is to read, by its key path, no longer in ``data``.
+    """
 
     def __init__(self, index: int, source: Source, text: str, data: dict[str, Any]) -> None:
         self.index = index
         self.file = source.path
         self.data = data
+        self.parts: dict[Path, Any] = {}
         self._text = text
 
     @cached_property

@@ -7,7 +7,7 @@ from typing import Final
 
 from sockguard.config import values
 from sockguard.config.lookup import AccountsLike, group_id, user_id
-from sockguard.config.words import Bad
+from sockguard.config.values import Bad
 from sockguard.identity.peer import OVERFLOW_ID, Peer, Unknown
 
 NOT_GIVEN: Final = Unknown("not given")

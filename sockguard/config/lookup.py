@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from sockguard.config.words import Bad, did_you_mean, quoted
+from sockguard.config.values import Bad
+from sockguard.words import did_you_mean, quoted
 
 
 class AccountsLike(Protocol):

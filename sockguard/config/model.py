@@ -1,8 +1,9 @@
 """The shape of the file: its tables and keys, their types, bounds, defaults and descriptions, as pydantic models.
 
-The one place where a key is declared; the JSON Schema for editors is made from it. It knows what stands in one key
-and nothing about two of them: whatever compares keys, tables or files is in resolve.py and crosscheck.py, because
-pydantic skips such checks after the first mistake. No unions either: pydantic would report each member.
+The one place where a key is declared, but for those that a protocol reads itself (requests.py); the JSON Schema for
+editors is made from both. It knows what stands in one key and nothing about two of them: whatever compares keys,
+tables or files is in resolve.py and crosscheck.py, because pydantic skips such checks after the first mistake. No
+unions either: pydantic would report each member.
 
 Every key may be absent here; ``required`` in the schema is checked by resolve.py. In a list of values, None stands
 where there was a mistake (TOML has no null).
@@ -10,6 +11,7 @@ where there was a mistake (TOML has no null).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal, TypeAlias, get_args
 
@@ -19,7 +21,9 @@ from pydantic_core import CoreSchema, core_schema
 
 from sockguard.config import available, runtime, values
 from sockguard.config.settings import Listen
-from sockguard.config.words import Bad, did_you_mean, kind, quoted
+from sockguard.config.values import Bad
+from sockguard.protocols.registry import PROTOCOLS, rules_of
+from sockguard.words import did_you_mean, kind, quoted
 
 _SCHEMA_DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 
@@ -171,7 +175,9 @@ class ExpectTable(Table):
         default=None, description="Unit (x.service: /system.slice/x.service), or the whole cgroup path."
     )
     label: Text = Field(default=None, description="Label of the security module.")
-    request: Text = Field(default=None, description="A request; a stream proxy has none.")
+    request: Text = Field(
+        default=None, description="A request, as explain --request takes it; stream and seqpacket proxies have none."
+    )
     verdict: Annotated[Literal["allow", "deny"], _OneOf()] | None = Field(
         default=None, description="What the rules must say."
     )
@@ -200,7 +206,8 @@ class ProxyTable(Table):
     ] = Field(default=None, description="The private socket that the service listens on: an absolute path.")
     protocol: Annotated[available.Protocol, _OneOf()] = Field(
         default="stream",
-        description="What is spoken; stream: bytes, seqpacket: records, neither read by anyone.",
+        description="What is spoken; stream: bytes, seqpacket: records, neither read by anyone; dbus, http: requests, "
+        "each judged by the rules.",
     )
     identity: Annotated[available.Identity, _OneOf()] = Field(
         default="proxy",
@@ -209,8 +216,10 @@ class ProxyTable(Table):
     allow_root_identity: bool = Field(
         default=False, description='With identity = "client": may the backend be shown uid 0.'
     )
-    fds: Annotated[Literal["forward", "refuse"], _OneOf()] = Field(
-        default="forward", description="What becomes of file descriptors that are passed along (SCM_RIGHTS)."
+    fds: Annotated[Literal["forward", "refuse"], _OneOf()] | None = Field(
+        default=None,
+        description="What becomes of file descriptors that are passed along (SCM_RIGHTS); default: forward for stream, "
+        "seqpacket and dbus, else refuse.",
     )
     sender: Annotated[available.Sender, _OneOf()] = Field(
         default="any",
@@ -272,9 +281,9 @@ def keys_of(path: tuple[str | int, ...]) -> tuple[str, ...]:
         case ("who", _):
             table = WhoTable
         case ("proxy", _):
-            table = ProxyTable
+            return (*ProxyTable.model_fields, *(entry.options for entry in PROTOCOLS.values()))
         case ("proxy", _, "allow" | "deny", _):
-            table = RuleTable
+            return (*RuleTable.model_fields, *(key for entry in PROTOCOLS.values() for key in entry.what))
         case ("proxy", _, "expect", _):
             table = ExpectTable
         case _:
@@ -298,6 +307,11 @@ class _EditorSchema(GenerateJsonSchema):
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON Schema (2020-12) of one file, for editors."""
+    """The JSON Schema (2020-12) of one file, for editors. Imports every protocol's rules."""
     made = FileTable.model_json_schema(schema_generator=_EditorSchema)
+    tables = made["$defs"]
+    for name, entry in PROTOCOLS.items():
+        schema: Mapping[str, Any] = rules_of(name).schema
+        tables["RuleTable"]["properties"].update({key: schema["what"][key] for key in entry.what})
+        tables["ProxyTable"]["properties"][entry.options] = schema["options"]
     return {"$schema": _SCHEMA_DIALECT, **made}

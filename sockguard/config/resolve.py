@@ -7,17 +7,20 @@ crosscheck.py. Looks nothing up but accounts, and those only through lookup.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Literal
 
 from sockguard.config.available import WHAT
 from sockguard.config.document import Document, Faults, keyed
 from sockguard.config.locate import Path
 from sockguard.config.lookup import AccountsLike, group_id, user_id
 from sockguard.config.model import WHO_KEYS, ProxyTable, RuleTable, WhoTable
+from sockguard.config.requests import read_options, read_what
 from sockguard.config.settings import ListenKind, Proxy
-from sockguard.config.words import Bad, did_you_mean, quoted
+from sockguard.config.values import Bad
 from sockguard.identity.peer import OVERFLOW_ID
 from sockguard.policy.rule import Action, NamedWho, Rule, Users, Who
+from sockguard.protocols.registry import PROTOCOLS
+from sockguard.words import did_you_mean, quoted
 
 _NO_WHO: Final = frozenset({"name", "until", *WHAT})
 """Keys of a rule that cannot have been meant as its *who*."""
@@ -53,12 +56,14 @@ class Resolver:
             self._faults.add(document, (*path, "allow_root_identity"), 'is only for identity = "client"')
         owner = self._owner(document, (*path, "owner"), table.owner)
         group = self._owner(document, (*path, "group"), table.group)
+        options = read_options(document, path, table.protocol, self._faults)
         rules = [
-            *self._rules(document, path, Action.ALLOW, table.allow),
-            *self._rules(document, path, Action.DENY, table.deny),
+            *self._rules(document, path, Action.ALLOW, table.allow, table.protocol),
+            *self._rules(document, path, Action.DENY, table.deny, table.protocol),
         ]
         self._rule_names(document, path, table)
         self._some_allow(document, path, table)
+        fds = self._fds(document, path, table)
         if table.listen is None or table.backend is None or self._faults.within(document, *path):
             return None
         return Proxy(
@@ -72,7 +77,8 @@ class Resolver:
             protocol=table.protocol,
             identity=table.identity,
             allow_root_identity=table.allow_root_identity,
-            fds=table.fds,
+            options=options,
+            fds=fds,
             sender=table.sender,
             enforce=table.enforce,
             max_connections=table.max_connections,
@@ -87,6 +93,13 @@ class Resolver:
         for key in ("mode", "owner", "group"):
             if key in table.model_fields_set:
                 self._faults.add(document, (*path, key), "is only for a path that sockguard binds itself")
+
+    def _fds(self, document: Document, path: Path, table: ProxyTable) -> Literal["forward", "refuse"]:
+        entry = PROTOCOLS.get(table.protocol)
+        if table.fds == "forward" and entry is not None and not entry.carries_fds:
+            text = f"protocol {quoted(table.protocol)} passes no file descriptors: 'refuse', or leave the key out"
+            self._faults.add(document, (*path, "fds"), text)
+        return table.fds or ("forward" if entry is None else entry.fds)
 
     def _owner(self, document: Document, path: Path, value: str | int | None) -> int | None:
         if value is None:
@@ -104,7 +117,9 @@ class Resolver:
         found = "only denies" if table.deny else "no rules"
         self._faults.add(document, path, f"{found}: nobody could connect; add [[{keyed(path)}.allow]]")
 
-    def _rules(self, document: Document, path: Path, action: Action, tables: Sequence[RuleTable]) -> list[Rule]:
+    def _rules(
+        self, document: Document, path: Path, action: Action, tables: Sequence[RuleTable], protocol: str
+    ) -> list[Rule]:
         rules = []
         for index, table in enumerate(tables):
             where: Path = (*path, action.value, index)
@@ -115,6 +130,7 @@ class Resolver:
                 own=self._who(document, where, table, overflow=action is Action.DENY),
                 sets=self._named(document, (*where, "who"), table.who),
                 until=table.until,
+                what=read_what(document, where, protocol, self._faults, deny=action is Action.DENY),
             )
             if action is Action.ALLOW and not self._faults.children(document, where) - _NO_WHO:
                 self._authenticates(document, where, rule)

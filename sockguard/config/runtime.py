@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from sockguard.config import values
-from sockguard.config.words import Bad, quoted
+from sockguard.config.values import Bad
 from sockguard.errors import SockguardError
+from sockguard.words import quoted
 
 SOCKET_NAME: Final = "control.sock"
 ROOT_FOLDER: Final = "/run/sockguard"

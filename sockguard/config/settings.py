@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal
 
 from sockguard.policy.rule import Rule
+from sockguard.protocols.base import Json
 
 
 class ListenKind(Enum):
@@ -31,7 +33,10 @@ class Listen:
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """One ``[proxy.NAME]``. Times in seconds; 0 for idle_timeout means none. owner, group: ids, None: leave as made."""
+    """One ``[proxy.NAME]``. Times in seconds; 0 for idle_timeout means none. owner, group: ids, None: leave as made.
+
+    options: those of its protocol, as that protocol's ``read_options`` made them; empty for stream and seqpacket.
+    """
 
     name: str
     listen: Listen
@@ -50,6 +55,7 @@ class Proxy:
     max_connections_per_user: int = 128
     connect_timeout: float = 5.0
     idle_timeout: float = 0.0
+    options: Mapping[str, Json] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

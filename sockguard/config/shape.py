@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 from sockguard.config.document import Document, Faults
 from sockguard.config.locate import Path
 from sockguard.config.model import FileTable, keys_of
-from sockguard.config.words import did_you_mean, kind
+from sockguard.words import did_you_mean, kind
 
 _ROUNDS: Final = 8  # one finds everything, the next has nothing left; more is a fault of this module
 _TYPES: Final = {

@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from typing import Final
 
 from sockguard.config.settings import Listen, ListenKind
-from sockguard.config.words import Bad, kind, quoted
 from sockguard.policy import patterns
+from sockguard.words import kind, quoted
 
 MAX_SECONDS: Final = 30 * 24 * 3600.0
 """The longest duration: 30 days."""
@@ -33,6 +33,10 @@ _DURATION: Final = re.compile(r"([0-9]{1,12})(ms|s|m|h)", re.ASCII)
 _SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _RANGE: Final = re.compile(r"\s*([0-9]+)\s*-\s*([0-9]+)\s*", re.ASCII)
 _UNIT_SUFFIXES: Final = (".service", ".scope", ".socket", ".mount", ".swap")  # systemd.unit(5): those with a cgroup
+
+
+class Bad(ValueError):
+    """A value that the file may not hold; the text is for people."""
 
 
 def text(value: object, *, longest: int = MAX_NAME) -> str:

@@ -46,6 +46,7 @@ from sockguard.privsep.messages import (
     Unbind,
 )
 from sockguard.privsep.runtime import prepare_runtime_folder
+from sockguard.protocols.registry import PROTOCOLS
 
 FALLBACK_RELAY_USER: Final = "nobody"
 MAX_RELAYS: Final = 256
@@ -289,9 +290,11 @@ class Monitor:
     def _spawn_relay(self, message: SpawnRelay) -> tuple[Message, list[int]]:
         if len(self._relays) >= MAX_RELAYS:
             raise SockguardError(f"{MAX_RELAYS} relays are alive: no more are started")
+        if any(name not in PROTOCOLS for name in filter(None, message.protocols.split(","))):
+            raise SockguardError("a relay for a protocol that there is not")
         account = self._relay_account
         try:
-            pid, sock = spawn.spawn_relay(account)
+            pid, sock = spawn.spawn_relay(account, message.protocols)
         except OSError as error:
             raise SockguardError(f"a relay cannot be started: {error.strerror}") from error
         self._relays[pid] = (message.number, account.uid if account else -1)

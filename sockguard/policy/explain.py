@@ -1,6 +1,6 @@
-"""Explanations: what was decided on a peer, and for each rule what came of it and why. Pure text from plain data.
+"""Explanations: what was decided on a peer, or on a request of it, and for each rule what came of it and why.
 
-It asks the very functions that decide; it never decides anything itself.
+Pure text from plain data. It asks the very functions that decide; it never decides anything itself.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from typing import Final, Protocol
 from sockguard.identity.peer import OVERFLOW_ID, Peer, Unknown
 from sockguard.policy.decide import Judgement, Key, Truth, decide, judge, judge_who, why_unknown
 from sockguard.policy.patterns import unit_of
+from sockguard.policy.requests import Asked, applies, decide_request, matches
 from sockguard.policy.rule import Action, Rule, Users, Verdict, Who
 
+_NO_MATCH: Final = "does not match"
 SHOWN_LIMIT: Final = 12
 """Values of one list that are shown; the rest is counted."""
 
@@ -44,39 +46,56 @@ NO_NAMES: Final[Names] = _NoNames()
 class RuleOutcome:
     """What came of one rule.
 
-    outcome    in words: "matches", "does not match", ...
-    condition  the key of the first condition that failed (False or unknown), None when all held
+    outcome    in words: "allows", "does not match", ...
+    condition  the key of the first condition that failed (False or unknown), the protocol for the *what*; None when
+               all held
     why        that condition's failure in words, None when all held
+    by_request whether the rule has a *what*
     """
 
     name: str
     action: Action
     truth: Truth
     outcome: str
-    condition: Key | None
+    condition: str | None
     why: str | None
+    by_request: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """A verdict on a peer and the outcome of every rule, in the order of the file."""
+    """A verdict on a peer and the outcome of every rule, in the order of the file.
+
+    asked      the request that was asked about; None: the verdict is on the connection
+    connected  whether the peer may connect; if not, no request is judged
+    """
 
     peer: Peer
     verdict: Verdict
     rules: tuple[RuleOutcome, ...]
+    asked: Asked | None = None
+    connected: bool = True
 
 
-def explain(rules: Sequence[Rule], peer: Peer, now: datetime, names: Names = NO_NAMES) -> Explanation:
-    """Explain what ``decide`` says of the same arguments."""
-    verdict = decide(rules, peer, now)
-    outcomes = []
-    for rule in rules:
-        judgement = judge(rule, peer, now)
-        why = None if judgement.key is None else describe(rule, peer, judgement, names)
-        outcomes.append(
-            RuleOutcome(rule.name, rule.action, judgement.truth, _outcome(rule, judgement, verdict), judgement.key, why)
-        )
-    return Explanation(peer, verdict, tuple(outcomes))
+def explain(
+    rules: Sequence[Rule], peer: Peer, now: datetime, names: Names = NO_NAMES, asked: Asked | None = None
+) -> Explanation:
+    """Explain what ``decide`` says of the same arguments, or ``decide_request`` where a request is given."""
+    connection = decide(rules, peer, now)
+    verdict = connection if asked is None else decide_request(rules, peer, now, asked)
+    judged = asked if connection.allowed else None
+    outcomes = tuple(_of_rule(rule, peer, now, names, verdict, judged) for rule in rules)
+    return Explanation(peer, verdict, outcomes, asked, connection.allowed)
+
+
+def _of_rule(rule: Rule, peer: Peer, now: datetime, names: Names, verdict: Verdict, asked: Asked | None) -> RuleOutcome:
+    judgement = judge(rule, peer, now)
+    some = rule.what is not None
+    if asked and some and applies(rule.action, judgement.truth) and not matches(rule, asked):
+        return RuleOutcome(rule.name, rule.action, Truth.FALSE, _NO_MATCH, asked.protocol, "no entry matches", some)
+    outcome = _outcome(rule, judgement, verdict, asked)
+    why = None if judgement.key is None else describe(rule, peer, judgement, names)
+    return RuleOutcome(rule.name, rule.action, judgement.truth, outcome, judgement.key, why, some)
 
 
 def describe(rule: Rule, peer: Peer, judgement: Judgement, names: Names = NO_NAMES) -> str:
@@ -93,27 +112,35 @@ def describe(rule: Rule, peer: Peer, judgement: Judgement, names: Names = NO_NAM
 def render(explanation: Explanation, proxy: str, names: Names = NO_NAMES) -> str:
     """Lay an explanation out for people: the verdict, its reason, a line for each rule. Ends without a newline."""
     verdict = explanation.verdict
+    asked = explanation.asked
     lines = [
-        f"{_word(verdict)}  {proxy}  {peer_text(explanation.peer, names)}",
+        f"{_allow_or_deny(verdict.allowed)}  {proxy}  {peer_text(explanation.peer, names)}",
+        *([] if asked is None else [f"request  {printable(asked.text)}"]),
         f"because {'it is ' if verdict.rule else ''}{printable(verdict.reason)}",
+        *_of_the_connection(explanation),
     ]
     rows = [(printable(rule.name), rule.outcome, rule) for rule in explanation.rules]
     names_wide = max((len(name) for name, _, _ in rows), default=0)
     outcomes_wide = max((len(outcome) for _, outcome, _ in rows), default=0)
     for name, outcome, rule in rows:
         tail = f"{rule.condition}: {rule.why}" if rule.condition else ""
+        if asked and explanation.connected and rule.by_request and not rule.condition:
+            tail = f"{asked.protocol}: matches"
         lines.append(f"  {name:<{names_wide}}  {outcome:<{outcomes_wide}}  {tail}".rstrip())
     return "\n".join(lines)
 
 
 def to_json(explanation: Explanation, proxy: str) -> dict[str, object]:
     """Return an explanation as plain JSON data. The reason why a fact is null stands in "unknown"."""
-    verdict = explanation.verdict
+    verdict, asked = explanation.verdict, explanation.asked
     return {
         "proxy": proxy,
-        "verdict": _word(verdict),
+        "verdict": _allow_or_deny(verdict.allowed),
         "rule": verdict.rule,
         "reason": verdict.reason,
+        **(
+            {} if asked is None else {"request": asked.text, "connection": "allow" if explanation.connected else "deny"}
+        ),
         "peer": _peer_json(explanation.peer),
         "rules": [
             {
@@ -123,6 +150,7 @@ def to_json(explanation: Explanation, proxy: str) -> dict[str, object]:
                 "outcome": rule.outcome,
                 "condition": rule.condition,
                 "why": rule.why,
+                "by_request": rule.by_request,
             }
             for rule in explanation.rules
         ],
@@ -151,16 +179,30 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text)
 
 
-def _outcome(rule: Rule, judgement: Judgement, verdict: Verdict) -> str:
+def _of_the_connection(explanation: Explanation) -> list[str]:
+    """What is to be said beside a verdict that is on the connection where requests have a say."""
+    if not explanation.connected:
+        return [] if explanation.asked is None else ["no request is judged: the connection is denied"]
+    names = [rule.name for rule in explanation.rules if rule.by_request and applies(rule.action, rule.truth)]
+    if explanation.asked is not None or not names:
+        return []
+    return [f"this is about the connection; which requests it may make depends on {_listed(names)} (see --request)"]
+
+
+def _outcome(rule: Rule, judgement: Judgement, verdict: Verdict, asked: Asked | None) -> str:
+    """``asked``: None also where the connection is denied, and no request is judged."""
     if judgement.truth is Truth.FALSE:
-        return "does not match"
+        return _NO_MATCH
+    some = rule.what is not None and asked is None
     if rule.action is Action.DENY:
-        if rule.what is not None:
+        if some:
             return "may deny some requests"
         return "denies" if judgement.truth is Truth.TRUE else "may match, so denies"
     if judgement.truth is Truth.UNKNOWN:
         return "may match, so does not allow"
-    return "allows" if verdict.allowed else "would allow, but a deny beats it"
+    if not verdict.allowed:
+        return "would allow, but a deny beats it"
+    return "allows some requests" if some else "allows"
 
 
 def _mismatch(key: Key | None, who: Who, peer: Peer, names: Names) -> str:
@@ -206,8 +248,8 @@ def _listed(values: Iterable[str]) -> str:
     return ", ".join(shown[:SHOWN_LIMIT]) + (f" and {more} more" if more > 0 else "") if shown else "none"
 
 
-def _word(verdict: Verdict) -> str:
-    return "allow" if verdict.allowed else "deny"
+def _allow_or_deny(allowed: bool) -> str:
+    return "allow" if allowed else "deny"
 
 
 def _time(moment: datetime | None) -> str:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 
+from sockguard.protocols.base import Json
+
 
 class Action(Enum):
     """What a rule does when it matches."""
@@ -53,7 +55,8 @@ class Rule:
     own    the conditions written in the rule itself
     sets   the named sets of its ``who`` key: one of them must hold too; empty: none asked
     until  an aware datetime in UTC from which on the rule matches nobody (an allow) or nobody any more (a deny)
-    what   requests it is about, in the protocol's own reduced form; None: everything
+    what   requests it is about: entries as the protocol's ``read_what`` made them, any of which may match; None:
+           everything
     """
 
     name: str
@@ -61,7 +64,7 @@ class Rule:
     own: Who
     sets: tuple[NamedWho, ...] = ()
     until: datetime | None = None
-    what: tuple[object, ...] | None = None
+    what: tuple[Json, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,40 +7,30 @@ below; passed fds travel with it. Rows are arrays of plain integers and strings,
     monitor → control   done · failed · config_text · config_refused · process_facts      one answer a question
                         not_connected
                         signal · relay_exited                                             at any time
-    control → relay     generation · connections · close · ping · stop
-    relay   → control   hello · generation_taken · connections_taken · closed · pong · fault
+    control → relay     generation · rule_sets · connections · assign · credits · close · ping · stop
+    relay   → control   hello · generation_taken · connections_taken · requests · closed · pong · fault
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import ClassVar, Final
+from dataclasses import dataclass
+from typing import Final
 
-from sockguard.errors import ChannelError
-
-MAX_PACKET: Final = 64 * 1024
-"""Bytes of one message; a SOCK_SEQPACKET packet ends near 212 KB. What may be larger travels as a sealed memfd."""
+from sockguard.privsep.packets import MAX_PACKET as MAX_PACKET
+from sockguard.privsep.packets import Message as Message
+from sockguard.privsep.packets import MessageTable as MessageTable
+from sockguard.privsep.packets import Row as Row
+from sockguard.privsep.packets import check_row as check_row
+from sockguard.privsep.packets import decode as decode
+from sockguard.privsep.packets import encode as encode
+from sockguard.privsep.packets import in_packets as in_packets
+from sockguard.privsep.packets import table_of
 
 MAX_FDS: Final = 253
 """SCM_MAX_FD of linux/include/net/scm.h: what one message can carry."""
 
 MAX_BATCH: Final = 120
 """Connections in one hand-over: two fds each, and room to spare below MAX_FDS."""
-
-Row = tuple[int | str, ...]
-
-
-class Message:
-    """Base of all messages. ``TAG`` names it on the wire, ``fds`` says how many descriptors must come with it."""
-
-    TAG: ClassVar[str]
-    __slots__ = ()
-
-    def fds(self) -> int:
-        return 0
-
 
 # ── control → monitor ────────────────────────────────────────────────────────────────────────────────────
 
@@ -97,10 +87,13 @@ class ConnectAs(Message):
 
 @dataclass(frozen=True, slots=True)
 class SpawnRelay(Message):
-    """Start a relay process. ``number`` is control's own name for it. Answer: done with its channel."""
+    """Start a relay process. ``number`` is control's own name for it; protocols: those that it must be able to read,
+    joined by commas. Answer: done with its channel.
+    """
 
     TAG = "spawn_relay"
     number: int
+    protocols: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +194,15 @@ class RelayExited(Message):
 
 @dataclass(frozen=True, slots=True)
 class Generation(Message):
-    """The proxies' options and the interned rules from now on, as JSON in a sealed memfd. Answer: generation_taken."""
+    """What holds from now on, for that relay's live connections too: JSON in a sealed memfd. Answer: generation_taken.
+
+    {"log_allowed": bool, "proxies": [{"name", "protocol", "fds", "sender", "idle_timeout", "enforce", "options",
+    "backend_uid", "rules": [[name, deny, what], ...]}, ...], "sets": [[proxy, [rule, ...]], ...],
+    "connections": [[connection, set], ...]}, read by relay/options.py. Proxies, the rules of each and sets are known
+    by their place in these lists from now on. log_allowed: requests that are allowed are told too. backend_uid: null
+    for the client's own. rules, sets and connections: of inspected protocols only. A live connection on one that is
+    not listed is being closed.
+    """
 
     TAG = "generation"
     number: int
@@ -212,8 +213,9 @@ class Generation(Message):
 
 @dataclass(frozen=True, slots=True)
 class Connections(Message):
-    """Rows of (connection, generation, proxy, rules, uid): proxy and rules count within that generation.
+    """Rows of (connection, generation, proxy, set, uid): proxy and set of rules count within that generation.
 
+    set: 0 and without meaning where the proxy's protocol is not inspected; else one that the relay has been told.
     Two fds a row, client and backend in turn. Answer: connections_taken, before the next batch is sent.
     """
 
@@ -222,6 +224,33 @@ class Connections(Message):
 
     def fds(self) -> int:
         return 2 * len(self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class RuleSets(Message):
+    """More sets of the generation told last: rows of (set, proxy, rules), the rules' numbers joined by commas.
+
+    Sets follow one another in number, without gaps.
+    """
+
+    TAG = "rule_sets"
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Assign(Message):
+    """From now on these sets of rules hold: rows of (connection, set). Unknown connections have ended already."""
+
+    TAG = "assign"
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Credits(Message):
+    """So many rows of requests more may be sent. A relay begins with none."""
+
+    TAG = "credits"
+    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,8 +308,24 @@ class ConnectionsTaken(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class Requests(Message):
+    """Requests that were judged: rows of (connection, kind, rule, reason, request), before that connection's end.
+
+    kind: protocols.base.Kind; rule: a name of that proxy's rules, or empty; reason and request: at most
+    protocols.base.MAX_REQUEST_TEXT characters. Each row takes one credit; without any left a relay shows no more
+    bytes to an inspector. What it showed before may take it as far as MAX_OVERDRAFT below none.
+    """
+
+    TAG = "requests"
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Closed(Message):
-    """Connections that have ended: rows of (connection, bytes from client, bytes from backend, outcome)."""
+    """Connections that have ended: rows of (connection, bytes from client, bytes from backend, outcome, reason).
+
+    outcome: one of outcomes.OUTCOMES; reason: what the event adds to it, at most MAX_REASON characters, or empty.
+    """
 
     TAG = "closed"
     rows: tuple[Row, ...]
@@ -305,89 +350,18 @@ class Fault(Message):
 MAX_FAULT: Final = 8000
 """Characters of a fault that are passed on: a traceback's worth."""
 
-MessageTable = dict[str, type[Message]]
+MAX_REASON: Final = 400
+"""Characters of the reason in a row of closed."""
 
+CREDITS: Final = 512
+"""Rows of requests that a relay may have under way: sent, and not given back."""
 
-def _table(*classes: type[Message]) -> MessageTable:
-    return {cls.TAG: cls for cls in classes}
+MAX_OVERDRAFT: Final = 4096
+"""Rows that a relay may send beyond its credits: what a read of 64 KiB holds if each request has 16 bytes."""
 
-
-CONTROL_TO_MONITOR: Final = _table(ReadConfig, Bind, Facts, ConnectAs, SpawnRelay, EndRelay, Unbind, Adopt)
-MONITOR_TO_CONTROL: Final = _table(
+CONTROL_TO_MONITOR: Final = table_of(ReadConfig, Bind, Facts, ConnectAs, SpawnRelay, EndRelay, Unbind, Adopt)
+MONITOR_TO_CONTROL: Final = table_of(
     Done, Failed, ConfigText, ConfigRefused, ProcessFacts, NotConnected, Signal, RelayExited
 )
-CONTROL_TO_RELAY: Final = _table(Generation, Connections, Close, Ping, Stop)
-RELAY_TO_CONTROL: Final = _table(Hello, GenerationTaken, ConnectionsTaken, Closed, Pong, Fault)
-
-
-def encode(message: Message) -> bytes:
-    """The packet of a message. Raises ChannelError when it would be larger than MAX_PACKET."""
-    values = [getattr(message, name) for name in _names(type(message))]
-    data = json.dumps([message.TAG, *values], separators=(",", ":")).encode("ascii")
-    if len(data) > MAX_PACKET:
-        raise ChannelError(f"a {message.TAG} message of {len(data)} bytes is over {MAX_PACKET}")
-    return data
-
-
-def decode(data: bytes, table: MessageTable) -> Message:
-    """The message in a packet. Raises ChannelError for whatever is not exactly on the table."""
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise ChannelError("a packet that is no message") from error
-    if not isinstance(value, list) or not value or not isinstance(value[0], str):
-        raise ChannelError("a packet that is no message")
-    cls = table.get(value[0])
-    if cls is None:
-        raise ChannelError(f"a {value[0][:40]!r} message, which is not on the list")
-    names, checks = _names(cls), _checks(cls)
-    if len(value) - 1 != len(names):
-        raise ChannelError(f"a {cls.TAG} message with {len(value) - 1} fields")
-    return cls(*(check(item, cls.TAG) for check, item in zip(checks, value[1:], strict=True)))
-
-
-def _an_int(item: object, tag: str) -> int:
-    if type(item) is not int:
-        raise ChannelError(f"a {tag} message with a mistyped field")
-    return item
-
-
-def _a_str(item: object, tag: str) -> str:
-    if type(item) is not str:
-        raise ChannelError(f"a {tag} message with a mistyped field")
-    return item
-
-
-def _rows(item: object, tag: str) -> tuple[Row, ...]:
-    if type(item) is not list:
-        raise ChannelError(f"a {tag} message with a mistyped field")
-    for row in item:
-        if type(row) is not list or not all(type(cell) is int or type(cell) is str for cell in row):
-            raise ChannelError(f"a {tag} message with a mistyped row")
-    return tuple(map(tuple, item))
-
-
-_CHECKS: Final[dict[str, Callable[[object, str], object]]] = {"int": _an_int, "str": _a_str, "tuple[Row, ...]": _rows}
-_SHAPES: dict[type[Message], tuple[tuple[str, ...], tuple[Callable[[object, str], object], ...]]] = {
-    cls: (
-        tuple(f.name for f in fields(cls)),  # type: ignore[arg-type]  # each message is a dataclass
-        tuple(_CHECKS[str(f.type)] for f in fields(cls)),  # type: ignore[arg-type]
-    )
-    for table in (CONTROL_TO_MONITOR, MONITOR_TO_CONTROL, CONTROL_TO_RELAY, RELAY_TO_CONTROL)
-    for cls in table.values()
-}
-
-
-def _names(cls: type[Message]) -> Sequence[str]:
-    return _SHAPES[cls][0]
-
-
-def _checks(cls: type[Message]) -> Sequence[Callable[[object, str], object]]:
-    return _SHAPES[cls][1]
-
-
-def check_row(row: Row, *types: type) -> Row:
-    """``row`` itself, when it has exactly these types; else ChannelError. For rows that an untrusted relay sent."""
-    if len(row) != len(types) or any(type(cell) is not kind for cell, kind in zip(row, types, strict=True)):
-        raise ChannelError("a row of another shape than its message allows")
-    return row
+CONTROL_TO_RELAY: Final = table_of(Generation, RuleSets, Connections, Assign, Credits, Close, Ping, Stop)
+RELAY_TO_CONTROL: Final = table_of(Hello, GenerationTaken, ConnectionsTaken, Requests, Closed, Pong, Fault)

@@ -16,10 +16,13 @@ CHANNEL_FD: Final = 3
 _BOOT: Final = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "boot.py")
 
 
-def spawn_relay(account: Account | None) -> tuple[int, socket.socket]:
-    """Start a relay that becomes ``account`` (None: keeps its uid). Gives its pid and our end of its channel."""
+def spawn_relay(account: Account | None, protocols: str) -> tuple[int, socket.socket]:
+    """Start a relay that becomes ``account`` (None: keeps its uid) and can read these protocols, joined by commas.
+
+    Gives its pid and our end of its channel.
+    """
     # Standard output is where audit events go: a relay must not be able to write one.
-    return _spawn(["-I", "-S", _BOOT, "relay", *account_arguments(account)], {}, silent=(0, 1))
+    return _spawn(["-I", "-S", _BOOT, "relay", *account_arguments(account), protocols], {}, silent=(0, 1))
 
 
 def spawn_control(account: Account | None, arguments: Sequence[str]) -> tuple[int, socket.socket]:

@@ -35,11 +35,16 @@ MAX_REQUEST_TEXT: Final = 400
 
 
 class RequestVerdict(NamedTuple):
-    """What the rules say of one request. ``rule``: the name of the one that decided; None when none did."""
+    """What the rules say of one request. ``rule``: the name of the one that decided; None when none did.
+
+    uncertain: denied by a rule of which it cannot be known whether it is about this peer: no permissive proxy lets
+    that through.
+    """
 
     allowed: bool
     rule: str | None
     reason: str
+    uncertain: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +52,20 @@ class RequestRule:
     """One of a peer's reduced rules: those whose *who* matches it (or, for a deny, may match it).
 
     what: None for everything, else what the protocol's ``read_what`` made of the file, plain JSON.
+    uncertain: a deny whose *who* may match or not.
     """
 
     name: str
     deny: bool
     what: Json
+    uncertain: bool = False
+
+    def verdict(self) -> RequestVerdict:
+        """What is said of a request that it decides on."""
+        reason = f"{'denied' if self.deny else 'allowed'} by {self.name}"
+        if self.uncertain:
+            reason += ": whether it is about this peer cannot be known"
+        return RequestVerdict(not self.deny, self.name, reason, self.uncertain)
 
 
 class RequestRules(Protocol):
@@ -72,7 +86,7 @@ class Effects(Protocol):
 
     def passthrough(self, source: Source, count: int) -> None:
         """The next ``count`` bytes that come from that side, beyond those that ``received`` reports as used, go to
-        the other side unseen. FOREVER: all, with fds and the half-close at its end.
+        the other side unseen; fds among them end the connection. FOREVER: all, with fds and the half-close at its end.
         """
 
     def half_close(self, to: Source) -> None:
@@ -80,6 +94,9 @@ class Effects(Protocol):
 
     def drop_fds(self, source: Source, count: int) -> None:
         """Close the first ``count`` of the waiting fds that came from that side."""
+
+    def pause(self, source: Source) -> None:
+        """Leave that side unread, its end included, until ``resume``; but for what passes."""
 
     def resume(self, source: Source) -> None:
         """Show again what is left unused on that side, soon, though nothing has come to it."""
@@ -124,6 +141,10 @@ class Inspector(Protocol):
     """One connection. Made by calling the class with its Start."""
 
     max_buffer: int
+
+    @property
+    def busy(self) -> bool:
+        """Something is under way that may take its time: the proxy's ``idle_timeout`` does not apply."""
 
     def start(self) -> None:
         """Both sides are connected; nothing has been shown yet."""
@@ -173,6 +194,13 @@ class ProtocolRules(Protocol):
 
     def parse_request(self, text: str, options: Mapping[str, Json]) -> object:
         """Read a request as a person types it (``explain --request``, ``expect``). Raises Bad."""
+
+    def suggest_what(self, requests: Sequence[str]) -> list[Json]:
+        """Return the fewest entries, for the first of the protocol's *what* keys, that allow these requests, and as
+        little else as entries can. Values as TOML has them: strings, lists, tables. The requests are in the form of
+        ``parse_request``, as audit events show them; those that cannot be read, or that no entry can mean, are left
+        out.
+        """
 
     schema: Mapping[str, Json]
     """JSON Schema of the rule keys and of the options table: {"what": {key: schema}, "options": schema}."""

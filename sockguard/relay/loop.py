@@ -6,10 +6,10 @@ connection can starve another. Events about many connections travel in one messa
 
 from __future__ import annotations
 
-import json
 import select
 import socket
 from collections import deque
+from collections.abc import Iterable
 from time import monotonic
 from typing import Final
 
@@ -17,30 +17,38 @@ from sockguard.errors import ChannelError
 from sockguard.privsep import channel, memfd
 from sockguard.privsep.messages import (
     CONTROL_TO_RELAY,
+    MAX_OVERDRAFT,
+    Assign,
     Close,
     Closed,
     Connections,
     ConnectionsTaken,
+    Credits,
     Generation,
     GenerationTaken,
     Message,
     Ping,
     Pong,
+    Requests,
     Row,
+    RuleSets,
     Stop,
     check_row,
+    in_packets,
 )
-from sockguard.relay import options
-from sockguard.relay.options import TICK_SECONDS, Options
+from sockguard.protocols.base import MAX_REQUEST_TEXT
+from sockguard.relay.inspected import InspectedLink
+from sockguard.relay.link import AnyLink, AnySide
+from sockguard.relay.options import TICK_SECONDS, read_generation
 from sockguard.relay.records import RecordLink
+from sockguard.relay.rules import Rules
 from sockguard.relay.stream import READ_EVENTS, Link, Side
 
 LINKS: Final[dict[str, type[Link]]] = {"stream": Link, "seqpacket": RecordLink}
-"""What serves a connection of each protocol."""
+"""What serves a connection of each protocol that is not read; InspectedLink serves those that are."""
 
 _JUST_DATA: Final = select.EPOLLIN
 _EVENTS_PER_WAKE: Final = 128
-_ROWS_PER_MESSAGE: Final = 500  # about 60 bytes each: well below MAX_PACKET
 _CHANNEL_READ: Final = select.EPOLLIN
 _CHANNEL_WRITE: Final = select.EPOLLIN | select.EPOLLOUT
 
@@ -55,16 +63,18 @@ class Loop:
         control.setblocking(False)
         self._epoll = select.epoll()
         self._epoll.register(control.fileno(), _CHANNEL_READ)
-        self._links: dict[int, Link] = {}
-        self._sides: dict[int, Side] = {}
-        self._again: list[Side] = []
-        self._later: list[Side] = []
+        self._links: dict[int, AnyLink] = {}
+        self._sides: dict[int, AnySide] = {}
+        self._again: list[AnySide] = []
+        self._later: list[AnySide] = []
         self._behind: set[Side] = set()
-        self._timed: set[Link] = set()  # links with an idle timeout
+        self._timed: set[AnyLink] = set()
         self._ended: list[Row] = []
+        self._requests: list[Row] = []
+        self._credit = 0
+        self._without_credit: set[AnySide] = set()
         self._outbox: deque[Message] = deque()
-        self._proxies: list[Options] = []
-        self._generation = 0
+        self._rules = Rules()
         self._stopping = False
 
     def run(self) -> None:
@@ -103,26 +113,33 @@ class Loop:
                 self._next_tick = 0.0
             if message_waits and not self._on_channel():  # last: new links must not meet events of old fds
                 return
-            if self._ended or self._outbox:
+            if self._ended or self._requests or self._outbox:
                 self._tell()
                 if self._stopping and not self._outbox:
                     return
 
-    def _pump(self, sides: list[Side]) -> None:
+    def _pump(self, sides: Iterable[AnySide]) -> None:
         for side in sides:
             try:
                 side.pump()
             except OSError:
                 side.link.fail()
 
+    def _retry(self, sides: Iterable[AnySide]) -> None:
+        for side in sides:
+            try:
+                side.retry()
+            except OSError:
+                side.link.fail()
+
     # ── what links ask for ──
 
-    def again(self, side: Side) -> None:
+    def again(self, side: AnySide) -> None:
         """Pump that side once more after the others had their turn."""
         self._again.append(side)
 
-    def later(self, side: Side) -> None:
-        """Pump that side at the next tick."""
+    def later(self, side: AnySide) -> None:
+        """Have that side try again at the next tick."""
         self._later.append(side)
 
     def catch_up(self, side: Side) -> None:
@@ -136,9 +153,36 @@ class Loop:
         self._epoll.unregister(fd)
         del self._sides[fd]
 
-    def link_ended(self, number: int, from_client: int, from_backend: int, outcome: str) -> None:
+    def time(self, link: AnyLink) -> None:
+        """Tell that link of each tick, until it waits for none."""
+        self._timed.add(link)
+
+    @property
+    def tell_allowed(self) -> bool:
+        """Are allowed requests told as well."""
+        return self._rules.tell_allowed
+
+    def tell_request(self, number: int, kind: str, rule: str, reason: str, request: str) -> bool:
+        """Tell of a judged request; the texts are cut to what an event may hold. Costs one credit.
+
+        One read can be of many requests, so credit may be overdrawn; false when it was overdrawn too far already.
+        """
+        if self._credit <= -MAX_OVERDRAFT:
+            return False
+        self._credit -= 1
+        self._requests.append((number, kind, rule, _cut(reason), _cut(request)))
+        return True
+
+    def out_of_credit(self, side: AnySide) -> bool:
+        """True when no more may be told just now: no request may be read, and that side is pumped when it may."""
+        if self._credit > 0:
+            return False
+        self._without_credit.add(side)
+        return True
+
+    def link_ended(self, number: int, from_client: int, from_backend: int, outcome: str, reason: str = "") -> None:
         self._timed.discard(self._links.pop(number))
-        self._ended.append((number, from_client, from_backend, outcome))
+        self._ended.append((number, from_client, from_backend, outcome, _cut(reason)))
 
     # ── time ──
 
@@ -157,9 +201,10 @@ class Loop:
         for side in behind:
             side.take_the_byte_behind()
         later, self._later = self._later, []
-        self._pump(later)
-        for link in [link for link in self._timed if self.tick - link.seen > link.options.idle_ticks]:
-            link.end("idle_timeout", clean=False)
+        self._retry(later)
+        for link in list(self._timed):
+            if not link.on_time():
+                self._timed.discard(link)
 
     # ── control ──
 
@@ -178,10 +223,19 @@ class Loop:
                 self._take(message, fds)
             case Generation():
                 self._take_generation(message, fds)
+            case RuleSets():
+                self._rules.add_sets(message.rows)
+            case Assign():
+                for row in message.rows:
+                    self._assign(*map(int, check_row(row, int, int)))
+            case Credits():
+                self._credit += message.count
+                waiting, self._without_credit = self._without_credit, set()
+                self._pump(waiting)
             case Close():
                 for row in message.rows:
                     number, outcome = check_row(row, int, str)
-                    link = self._links.get(number)  # type: ignore[arg-type]
+                    link = self._links.get(int(number))
                     if link is not None:
                         link.end(str(outcome), clean=False)
             case Ping():
@@ -198,41 +252,56 @@ class Loop:
 
     def _take_generation(self, message: Generation, fds: list[int]) -> None:
         try:
-            content = json.loads(memfd.read(fds[0]))
+            content = read_generation(memfd.read(fds[0]))
         finally:
             channel.close_all(fds)
-        self._proxies = [options.read(row) for row in content["proxies"]]
-        by_name = {of_proxy.name: of_proxy for of_proxy in self._proxies}
-        for link in self._links.values():  # one whose proxy is gone is closed by control
-            link.options = by_name.get(link.options.name, link.options)
-        self._timed = {link for link in self._links.values() if link.options.idle_ticks}
-        self._generation = message.number
+        self._rules.renew(message.number, content)
+        for link in list(self._links.values()):  # one whose proxy is gone is closed by control
+            link.options = self._rules.options_of(link.options)
+            if isinstance(link, InspectedLink):
+                self._assign(link.number, content.connections.get(link.number, -1))
+        self._timed.update(self._links.values())
         self._outbox.append(GenerationTaken(message.number))
+
+    def _assign(self, number: int, rule_set: int) -> None:
+        link = self._links.get(number)
+        if isinstance(link, InspectedLink):
+            link.renew(self._rules.of(rule_set, link.options))
 
     def _take(self, message: Connections, fds: list[int]) -> None:
         sockets = [socket.socket(fileno=fd) for fd in fds]
         for index, row in enumerate(message.rows):
-            number, generation, proxy, _rules, uid = map(int, check_row(row, int, int, int, int, int))
-            if generation != self._generation:
+            number, generation, proxy, rule_set, uid = map(int, check_row(row, int, int, int, int, int))
+            if generation != self._rules.generation:
                 raise ChannelError("a connection of a generation that is not in force")
-            of_proxy = self._proxies[proxy]
+            of_proxy = self._rules.proxies[proxy]
             client, backend = sockets[2 * index : 2 * index + 2]
-            link = LINKS[of_proxy.protocol](self, number, client, backend, of_proxy, uid)
-            self._links[link.number] = link
-            if link.options.idle_ticks:
+            kind = LINKS.get(of_proxy.protocol)
+            link: AnyLink
+            if kind is None:
+                rules = self._rules.of(rule_set, of_proxy)
+                shared = self._rules.shared(of_proxy)
+                link = InspectedLink(self, number, client, backend, of_proxy, uid, rules, shared)
+            else:
+                link = kind(self, number, client, backend, of_proxy, uid)
+            self._links[number] = link
+            if of_proxy.idle_ticks:
                 self._timed.add(link)
             for side in (link.client, link.backend):
                 side.sock.setblocking(False)
                 self._sides[side.fd] = side
                 self._epoll.register(side.fd, READ_EVENTS)
+            link.start()
         self._outbox.append(ConnectionsTaken(len(message.rows)))
 
     def _tell(self) -> None:
         outbox = self._outbox
+        if self._requests:  # before the ends of their connections
+            outbox.extend(in_packets(Requests, self._requests))
+            self._requests = []
         if self._ended:
-            ended, self._ended = self._ended, []
-            for start in range(0, len(ended), _ROWS_PER_MESSAGE):
-                outbox.append(Closed(tuple(ended[start : start + _ROWS_PER_MESSAGE])))
+            outbox.extend(in_packets(Closed, self._ended))
+            self._ended = []
         try:
             while outbox:
                 channel.send(self._control, outbox[0])
@@ -243,3 +312,7 @@ class Loop:
             outbox.clear()  # control has gone: the next read of the channel says so
         else:
             self._epoll.modify(self._control.fileno(), _CHANNEL_READ)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_REQUEST_TEXT else text[: MAX_REQUEST_TEXT - 1] + "…"

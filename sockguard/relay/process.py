@@ -13,6 +13,7 @@ from typing import Final
 from sockguard.errors import SockguardError
 from sockguard.privsep import channel, rights, spawn
 from sockguard.privsep.messages import MAX_FAULT, Fault, Hello
+from sockguard.protocols import registry
 from sockguard.relay import sandbox
 from sockguard.relay.loop import Loop
 
@@ -21,8 +22,13 @@ _SPARE_FILES: Final = 600
 
 
 def main(arguments: Sequence[str]) -> int:
-    """``arguments``: the account to become (spawn.account_arguments). The channel is descriptor 3."""
+    """``arguments``: the account to become (spawn.account_arguments), and the protocols that it must be able to read,
+    joined by commas: no file can be opened later. The channel is descriptor 3.
+    """
     rights.harden("sockguard-relay")
+    for protocol in filter(None, arguments[1].split(",")):
+        registry.rules_of(protocol)
+        registry.inspector_of(protocol)
     files = rights.raise_open_files()
     rights.become(spawn.parse_account(arguments[0]))
     rights.die_with_parent(signal.SIGKILL)

@@ -68,6 +68,16 @@ class Link:
         self.client.other = self.backend
         self.backend.other = self.client
 
+    def start(self) -> None:
+        """Both sides are in the loop, which tells of what comes."""
+
+    def on_time(self) -> bool:
+        """A tick of the loop's clock. False when this link waits for no time any more."""
+        if self.options.idle_ticks and self.loop.tick - self.seen > self.options.idle_ticks:
+            self.end("idle_timeout", clean=False)
+            return False
+        return self.options.idle_ticks > 0
+
     def side(self, sock: socket.socket, reset_outcome: str) -> Side:
         """What reads one of the two sockets."""
         return Side(self, sock, reset_outcome)
@@ -185,6 +195,10 @@ class Side:
                 self.link.loop.watch(self.fd, READ_EVENTS)
         if events & _READABLE and not self.closed:
             self.pump()
+
+    def retry(self) -> None:
+        """Try again what the kernel could not do."""
+        self.pump()
 
     def pump(self) -> None:
         """Pass on what can be read here, one chunk at most; more of it after the others had their turn."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 from datetime import UTC, datetime
 from time import perf_counter
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import trio
 
@@ -19,7 +19,9 @@ from sockguard.identity import peercred, process
 from sockguard.identity.accounts import Accounts
 from sockguard.identity.peer import NOT_ASKED, OVERFLOW_ID, Peer, Unknown
 from sockguard.policy.decide import decide, next_expiry, wants
+from sockguard.policy.requests import reduce_rules
 from sockguard.policy.rule import Verdict
+from sockguard.protocols.registry import PROTOCOLS
 from sockguard.server.connections import Connection, Connections
 from sockguard.server.limits import Limits
 from sockguard.server.privileges import Privileges
@@ -27,6 +29,13 @@ from sockguard.server.record import Record
 
 MAX_REMEMBERED: Final = 4096
 """Identities whose verdict is remembered, for each proxy."""
+
+
+class Judged(NamedTuple):
+    """What the rules say of a peer: may it connect, and which of them its requests are judged by, if they are."""
+
+    verdict: Verdict
+    rules: tuple[int, ...]
 
 
 class Delivery(Protocol):
@@ -55,7 +64,7 @@ class Admission:
         self._privileges = privileges
         self._delivery = delivery
         self._wants = wants(proxy.rules)
-        self._remembered: dict[Peer, Verdict] = {}
+        self._remembered: dict[Peer, Judged] = {}
         self._expires = next_expiry(proxy.rules, _now())
 
     def renew(self, proxy: Proxy, accounts: Accounts) -> None:
@@ -77,7 +86,7 @@ class Admission:
             client.close()
             self._deny(number, None, "unknown", None, f"the peer cannot be known: {error}")
             return
-        verdict = self.judge(peer)
+        verdict, rules = self.judge(peer)
         rule = verdict.rule
         if not verdict.allowed:
             if self.proxy.enforce or _identity_unknown(peer) or verdict.uncertain:
@@ -99,42 +108,45 @@ class Admission:
             client.close()
             self._deny(number, peer, "limit", rule, refusal)
             return
-        connection = Connection(number, self, peer, user, rule, trio.current_time())
+        connection = Connection(number, self, peer, user, rule, trio.current_time(), rules)
         self._connections.add(connection)
         self._delivery.deliver(connection, client)
 
-    def judge(self, peer: Peer) -> Verdict:
-        """The verdict on a peer as of now."""
+    def judge(self, peer: Peer) -> Judged:
+        """The verdict on a peer as of now, and its reduced rules."""
         start = perf_counter()
         now = _now()
         if self._expires is not None and now >= self._expires:
             self._remembered.clear()
             self._expires = next_expiry(self.proxy.rules, now)
-        verdict = self._decide(peer, now)
+        judged = self._remember(peer, now)
         self._record.metrics.decided(self.proxy.name, perf_counter() - start)
-        return verdict
+        return judged
 
-    def _decide(self, peer: Peer, now: datetime) -> Verdict:
+    def _remember(self, peer: Peer, now: datetime) -> Judged:
         if self._wants.executable or self._wants.cgroup:
-            return decide(self.proxy.rules, peer, now)
+            return self._decide(peer, now)
         identity = Peer(peer.uid, peer.gid, peer.groups, label=peer.label)
-        verdict = self._remembered.get(identity)
-        if verdict is None:
-            verdict = decide(self.proxy.rules, peer, now)
+        judged = self._remembered.get(identity)
+        if judged is None:
+            judged = self._decide(peer, now)
             if len(self._remembered) >= MAX_REMEMBERED:
                 self._remembered.clear()
-            self._remembered[identity] = verdict
-        return verdict
+            self._remembered[identity] = judged
+        return judged
+
+    def _decide(self, peer: Peer, now: datetime) -> Judged:
+        rules = self.proxy.rules
+        inspected = self.proxy.protocol in PROTOCOLS
+        return Judged(decide(rules, peer, now), reduce_rules(rules, peer, now) if inspected else ())
 
     def still_admits(self, connection: Connection) -> bool:
-        """Would this connection be admitted now, by the facts of its admission? Takes over the rule that does."""
-        verdict = self.judge(connection.peer)
-        if verdict.allowed:
-            connection.rule = verdict.rule
-            return True
-        if self.proxy.enforce or verdict.uncertain or _identity_unknown(connection.peer):
+        """Would this connection be admitted now, by the facts of its admission? If so, its rules are those of now."""
+        verdict, rules = self.judge(connection.peer)
+        if not verdict.allowed and (self.proxy.enforce or verdict.uncertain or _identity_unknown(connection.peer)):
             return False
-        connection.rule = None
+        connection.rule = verdict.rule if verdict.allowed else None
+        connection.rules = rules
         return True
 
     async def _identify(self, client: socket.socket) -> Peer:

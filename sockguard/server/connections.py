@@ -20,7 +20,8 @@ class Connection:
     """One admitted connection. ``user``: who it counts for; ``rule``: what admits it (None: a permissive proxy).
 
     connecting   cancels the wait for its backend, while it waits
-    ending       the outcome it is to end with, when that was decided before a relay had it
+    rules        those for its requests, as indexes among its proxy's; none where the protocol is not inspected
+    ending       the outcome it is to end with, once that is decided
     """
 
     number: int
@@ -29,6 +30,7 @@ class Connection:
     user: int
     rule: str | None
     started: float
+    rules: tuple[int, ...] = ()
     connecting: trio.CancelScope | None = None
     ending: str = ""
 

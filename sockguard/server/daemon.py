@@ -83,7 +83,7 @@ class Daemon:
         self._metrics = Metrics() if config.daemon.metrics else NullMetrics()
         self._record = Record(self._audit, self._metrics)
         self._connections = Connections(self._record)
-        self._pool = RelayPool(config, privileges, self._audit, self._connections)
+        self._pool = RelayPool(config, privileges, self._record, self._connections)
 
     async def run(self) -> int:
         """Serve until the end. Raises SockguardError when a socket or a relay cannot be had."""
@@ -250,6 +250,7 @@ class Daemon:
     def _on_room(self) -> None:
         room, self._room = self._room, trio.Event()
         room.set()
+        self._pool.give_credits()
 
     def _on_fault(self, reason: str) -> None:
         """What the daemon cannot go on without is gone: nothing may pass any more."""

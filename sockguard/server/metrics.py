@@ -51,6 +51,9 @@ class NullMetrics:
     def denied(self, proxy: str, cause: str, rule: str | None) -> None:
         """A connection was denied; the cause is that of its audit event."""
 
+    def requested(self, proxy: str, verdict: str, rule: str | None) -> None:
+        """A request was told of: denied, would_deny or allowed, by that rule."""
+
     def closed(self, proxy: str, outcome: str, from_client: int | None, from_backend: int | None) -> None:
         """An admitted connection has ended. Bytes: None where they cannot be known."""
 
@@ -84,6 +87,9 @@ class Metrics(NullMetrics):
         )
         self._denied = _Children(
             Counter("sockguard_connections_denied", "Denied, by cause", ["proxy", "cause", "rule"], registry=registry)
+        )
+        self._requests = _Children(
+            Counter("sockguard_requests", "Told of, by verdict", ["proxy", "verdict", "rule"], registry=registry)
         )
         self._closed = _Children(
             Counter("sockguard_connections_closed", "Ended, by outcome", ["proxy", "outcome"], registry=registry)
@@ -122,6 +128,9 @@ class Metrics(NullMetrics):
     def denied(self, proxy: str, cause: str, rule: str | None) -> None:
         self._denied.of(proxy, cause, rule or "").inc()
 
+    def requested(self, proxy: str, verdict: str, rule: str | None) -> None:
+        self._requests.of(proxy, verdict, rule or "").inc()
+
     def closed(self, proxy: str, outcome: str, from_client: int | None, from_backend: int | None) -> None:
         self._closed.of(proxy, outcome).inc()
         self._bytes.of(proxy, "client").inc(from_client or 0)
@@ -139,7 +148,7 @@ class Metrics(NullMetrics):
     def keep(self, rules: Mapping[str, Collection[str]]) -> None:
         for by_proxy in (self._closed, self._bytes, self._decided, self._connected):
             by_proxy.keep(lambda labels: labels[0] in rules)
-        for by_rule in (self._admitted, self._would_deny, self._denied):
+        for by_rule in (self._admitted, self._would_deny, self._denied, self._requests):
             by_rule.keep(lambda labels: labels[0] in rules and labels[-1] in ("", *rules[labels[0]]))
 
     def observe(self, status: Callable[[], Status]) -> None:

@@ -34,6 +34,7 @@ class ProxyStatus(TypedDict):
     connections      open now; max_connections: as in the file
     users            at most MAX_USERS, most connections first
     would_deny       admitted connections that the rules of a permissive proxy would have denied
+    requests_...     denied, and let through though the rules would deny them; 0 where the protocol is not inspected
     bytes_from_...   of connections that have ended, and of live ones as far as their relay has told
     """
 
@@ -48,6 +49,8 @@ class ProxyStatus(TypedDict):
     admitted: int
     denied: int
     would_deny: int
+    requests_denied: int
+    requests_would_deny: int
     bytes_from_client: int
     bytes_from_backend: int
 
@@ -78,7 +81,11 @@ class AuditStatus(TypedDict):
 
 
 class Denial(TypedDict):
-    """One connection_denied event. uid, user: None where the peer could not be known; rule: None when none matched."""
+    """One connection_denied or request_denied event.
+
+    uid, user: None where the peer could not be known; rule: None when none matched; cause: as the event has it, or
+    "request"; request: None where a whole connection was denied, else in words that may be the client's.
+    """
 
     time: str
     proxy: str
@@ -88,6 +95,7 @@ class Denial(TypedDict):
     cause: str
     rule: str | None
     reason: str
+    request: str | None
 
 
 class Status(TypedDict):

@@ -106,6 +106,8 @@ class Overview:
             admitted=totals.admitted,
             denied=totals.denied,
             would_deny=totals.would_deny,
+            requests_denied=totals.requests_denied,
+            requests_would_deny=totals.requests_would_deny,
             bytes_from_client=totals.bytes_from_client,
             bytes_from_backend=totals.bytes_from_backend,
         )

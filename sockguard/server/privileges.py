@@ -52,7 +52,7 @@ class Privileges(Protocol):
         """A connection to the backend that shows the client's identity, or the errno of connect(2)."""
         ...
 
-    async def spawn_relay(self, number: int) -> socket.socket: ...
+    async def spawn_relay(self, number: int, protocols: str) -> socket.socket: ...
 
     async def end_relay(self, number: int) -> None: ...
 
@@ -116,9 +116,9 @@ class OwnRights:
     async def connect_as(self, proxy: Proxy, client: socket.socket) -> socket.socket | int:
         raise SockguardError("the client's identity cannot be shown without CAP_SETUID and CAP_SETGID")
 
-    async def spawn_relay(self, number: int) -> socket.socket:
+    async def spawn_relay(self, number: int, protocols: str) -> socket.socket:
         try:
-            pid, sock = spawn.spawn_relay(None)
+            pid, sock = spawn.spawn_relay(None, protocols)
         except OSError as error:
             raise SockguardError(f"a relay cannot be started: {error.strerror}") from error
         self._relays[number] = pid
@@ -241,8 +241,8 @@ class FromMonitor:
             return answer.number
         return socket.socket(fileno=fds[0])
 
-    async def spawn_relay(self, number: int) -> socket.socket:
-        _, fds = await self._ask(SpawnRelay(number))
+    async def spawn_relay(self, number: int, protocols: str) -> socket.socket:
+        _, fds = await self._ask(SpawnRelay(number, protocols))
         return socket.socket(fileno=fds[0])
 
     async def end_relay(self, number: int) -> None:

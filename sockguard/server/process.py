@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ import trio
 
 from sockguard.errors import EXIT_FILE, SockguardError
 from sockguard.privsep import rights, spawn
+from sockguard.protocols import registry
 from sockguard.server import daemon
 from sockguard.server.privileges import FromMonitor, OwnRights
 from sockguard.server.separation import Separation
@@ -21,6 +23,7 @@ def main(arguments: Sequence[str]) -> int:
     """Control under a monitor, by descriptor 3. ``arguments``: the account to become, the relays' uid, the file."""
     rights.harden("sockguard-ctl")
     rights.raise_open_files()
+    _load_what_is_asked_for_later()
     rights.become(spawn.parse_account(arguments[0]))
     rights.die_with_parent(signal.SIGKILL)
     # The monitor hears these and says so; a terminal sends them to the whole group.
@@ -31,6 +34,13 @@ def main(arguments: Sequence[str]) -> int:
     separation = Separation(True, os.geteuid(), os.geteuid() if relay_uid < 0 else relay_uid)
     monitor = socket.socket(fileno=spawn.CHANNEL_FD)
     return _run(lambda: daemon.run(arguments[2], FromMonitor(monitor), separation))
+
+
+def _load_what_is_asked_for_later() -> None:
+    """Another file may need any protocol's rules, and by then the interpreter may be out of reach."""
+    importlib.import_module("difflib")
+    for protocol in registry.PROTOCOLS:
+        registry.rules_of(protocol)
 
 
 def without_monitor(config: str) -> int:

@@ -5,17 +5,24 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 
 from sockguard.audit import AuditLog, peer_fields
 from sockguard.identity.peer import Peer
+from sockguard.protocols.base import Kind
 from sockguard.server.metrics import NullMetrics
 from sockguard.server.operator import MAX_DENIALS, Denial
 
 if TYPE_CHECKING:
     from sockguard.server.connections import Connection
+
+_REQUEST_EVENTS: Final[dict[Kind, str]] = {
+    "denied": "request_denied",
+    "would_deny": "would_deny",
+    "allowed": "request_allowed",
+}
 
 
 @dataclass(slots=True)
@@ -25,6 +32,8 @@ class Totals:
     admitted: int = 0
     denied: int = 0
     would_deny: int = 0
+    requests_denied: int = 0
+    requests_would_deny: int = 0
     bytes_from_client: int = 0
     bytes_from_backend: int = 0
 
@@ -73,6 +82,38 @@ class Record:
         )
         self.metrics.denied(proxy, cause, rule)
         self.of(proxy).denied += 1
+        self._remember(proxy, number, peer, cause, rule, reason, None)
+
+    def request(self, connection: Connection, kind: Kind, rule: str | None, reason: str, request: str) -> None:
+        """What was judged of a request. ``reason`` and ``request`` are a relay's word, and may be a client's own."""
+        proxy, peer = connection.admission.proxy, connection.peer
+        self.audit.emit(
+            _REQUEST_EVENTS[kind],
+            proxy=proxy.name,
+            connection=connection.number,
+            **peer_fields(peer),
+            rule=rule,
+            reason=reason,
+            protocol=proxy.protocol,
+            request=request,
+        )
+        self.metrics.requested(proxy.name, kind, rule)
+        if kind == "denied":
+            self.of(proxy.name).requests_denied += 1
+            self._remember(proxy.name, connection.number, peer, "request", rule, reason, request)
+        elif kind == "would_deny":
+            self.of(proxy.name).requests_would_deny += 1
+
+    def _remember(
+        self,
+        proxy: str,
+        number: int,
+        peer: Peer | None,
+        cause: str,
+        rule: str | None,
+        reason: str,
+        request: str | None,
+    ) -> None:
         self.denials.appendleft(
             Denial(
                 time=datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
@@ -83,6 +124,7 @@ class Record:
                 cause=cause,
                 rule=rule,
                 reason=reason,
+                request=request,
             )
         )
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import trio
 
+from sockguard.errors import ChannelError
 from sockguard.privsep import channel
-from sockguard.privsep.messages import RELAY_TO_CONTROL, Message
+from sockguard.privsep.messages import MAX_REASON, RELAY_TO_CONTROL, Message, Row, check_row
+from sockguard.privsep.outcomes import OUTCOMES
 from sockguard.relay.sandbox import PARTS
 from sockguard.server.connections import Connection
 
@@ -34,6 +37,8 @@ class Relay:
 
     number: int
     channel: socket.socket
+    protocols: frozenset[str] = frozenset()  # that it can read; it can learn no other
+    retiring: bool = False  # it keeps the connections that it has, gets no more, and ends with the last
     capacity: int = 0
     cage: str = ""
     generation: int = 0
@@ -42,6 +47,9 @@ class Relay:
     queue: deque[Pending] = field(default_factory=deque)
     outbox: deque[tuple[Message, list[int]]] = field(default_factory=deque)
     has_output: trio.Event = field(default_factory=trio.Event)
+    told_sets: int = 0  # of the generation sent last; those after them it does not know yet
+    rule_names: dict[int, Mapping[str, frozenset[str]]] = field(default_factory=dict)  # by generation, then by proxy
+    credit: int = 0  # requests that it may tell of; below 0: by so many it has overdrawn
     fault: str = ""
     answered: int = 0  # the last ping that it answered
     ready: Callable[[], None] = lambda: None  # called once, when it takes connections
@@ -57,6 +65,30 @@ class Relay:
     @property
     def load(self) -> int:
         return len(self.held) + len(self.queue)
+
+    def let_go(self, row: Row) -> tuple[Connection, str, int, int, str | None]:
+        """Take a connection that has ended from it: how it ended, bytes from client and backend, what to add.
+
+        Raises ChannelError, and takes nothing, for an end that cannot be.
+        """
+        number, from_client, from_backend, outcome, reason = check_row(row, int, int, int, str, str)
+        connection = self.held.get(int(number))
+        if connection is None:
+            raise ChannelError("the end of a connection that it does not have")
+        if outcome not in OUTCOMES or int(from_client) < 0 or int(from_backend) < 0 or len(str(reason)) > MAX_REASON:
+            raise ChannelError("an end of a connection that cannot be")
+        del self.held[connection.number]
+        return connection, str(outcome), int(from_client), int(from_backend), str(reason) or None
+
+    def took(self, generation: int) -> None:
+        """It goes by that generation now; what it judged by the one before can still be on its way."""
+        self.rule_names = {number: names for number, names in self.rule_names.items() if number >= self.generation}
+        self.generation = generation
+
+    def knows_rule(self, proxy: str, rule: str) -> bool:
+        """Can it have judged a request by that rule of that proxy? An empty name: by none."""
+        known = [names[proxy] for names in self.rule_names.values() if proxy in names]
+        return any(rule in names for names in known) if rule else bool(known)
 
     async def receive(self) -> Message | None:
         """What it says next, or None when it has gone. Raises ChannelError for what it must not say."""
@@ -99,3 +131,12 @@ class Relay:
                 self._send_what_goes()
                 if len(self.outbox) == left:
                     await trio.sleep(0.01)
+
+
+def how_it_ended(status: int | None) -> str:
+    """The end of a process in words. status: as os.waitstatus_to_exitcode gives it; None where nobody knows."""
+    if status is None:
+        return "it ended"
+    if status == -signal.SIGSYS:
+        return "it made a system call that its cage does not allow (SIGSYS): was it taken over?"
+    return f"it was ended by signal {-status}" if status < 0 else f"it ended with status {status}"

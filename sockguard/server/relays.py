@@ -6,27 +6,23 @@ handed, in the few messages of privsep/messages.py; anything else ends it.
 
 from __future__ import annotations
 
-import json
-import signal
 import socket
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import trio
 
-from sockguard.audit import AuditLog
 from sockguard.config.settings import Config
 from sockguard.errors import ChannelError, SockguardError
 from sockguard.logs import log
-from sockguard.privsep import channel, memfd
+from sockguard.privsep import channel
 from sockguard.privsep.messages import (
     MAX_BATCH,
     Close,
     Closed,
     ConnectionsTaken,
     Fault,
-    Generation,
     GenerationTaken,
     Hello,
     Message,
@@ -34,19 +30,15 @@ from sockguard.privsep.messages import (
     Pong,
     Row,
     Stop,
-    check_row,
 )
 from sockguard.privsep.messages import Connections as Batch
+from sockguard.privsep.messages import Requests as RequestsMessage
 from sockguard.server.connections import Connection, Connections
+from sockguard.server.generation import OUT_OF_SETS, Generation
 from sockguard.server.privileges import Privileges
-from sockguard.server.relay import Pending, Relay
-
-OUTCOMES: Final = frozenset(
-    {"closed", "client_reset", "backend_reset", "idle_timeout", "fds_refused", "out_of_files"}
-    | {"sender_changed", "urgent_refused", "record_too_large", "failed"}
-    | {"revoked", "closed_by_operator", "drain_timeout", "stopped"}
-)
-"""How a connection can end by a relay's word. Besides these, control itself says "relay_lost" and "backend_…"."""
+from sockguard.server.record import Record
+from sockguard.server.relay import Pending, Relay, how_it_ended
+from sockguard.server.requests import Requests
 
 HEARTBEAT_SECONDS: Final = 10.0
 """A relay that has not answered for so long is replaced: its connections stand still, and it would get new ones."""
@@ -61,9 +53,10 @@ _STOP_SECONDS: Final = 1.0
 class RelayPool:
     """All relays. Connections go to the one with the least to do."""
 
-    def __init__(self, config: Config, privileges: Privileges, audit: AuditLog, connections: Connections) -> None:
+    def __init__(self, config: Config, privileges: Privileges, record: Record, connections: Connections) -> None:
         self._privileges = privileges
-        self._audit = audit
+        self._audit = record.audit
+        self._requests = Requests(record)
         self._connections = connections
         self._ready: list[Relay] = []
         self._waiting: deque[Pending] = deque()  # while no relay is ready; bounded by the proxies' max_connections
@@ -71,22 +64,33 @@ class RelayPool:
         self.restarts = 0
         self._stopping = False
         self._all_ended = trio.Event()
-        self._indexes: dict[str, int] = {}
-        self.generation = 0
-        self._content = b""
-        self.new_generation(config)
+        self._generation = Generation(1, config)
+
+    @property
+    def generation(self) -> int:
+        """The number of the generation in force."""
+        return self._generation.number
 
     def new_generation(self, config: Config) -> None:
-        """Put what relays need to know of the configuration into force: every relay is told before anything else."""
-        self.generation += 1
-        self._indexes = {name: index for index, name in enumerate(config.proxies)}
-        proxies = [
-            {"name": p.name, "protocol": p.protocol, "fds": p.fds, "sender": p.sender, "idle_timeout": p.idle_timeout}
-            for p in config.proxies.values()
-        ]
-        self._content = json.dumps({"proxies": proxies, "rules": []}).encode()
+        """Put what relays need to know of the configuration into force: every relay is told before anything else.
+
+        Live connections have the rules of the new configuration already; those that are not admitted by it are closed.
+        """
+        self._generation = Generation(self.generation + 1, config)
         for relay in self._ready:
-            self._send_generation(relay)
+            self._generation.tell(relay)
+        self._retire_what_cannot_read_it()
+
+    def assign(self, connections: Iterable[Connection]) -> None:
+        """Other rules hold for the requests of these connections: tell the relays that have them."""
+        if connections := list(connections):
+            for relay in self._ready:
+                self._generation.assign(relay, connections)
+
+    def give_credits(self) -> None:
+        """The audit queue has room again: relays that wait for it may go on."""
+        for relay in self._ready:
+            self._requests.give(relay)
 
     async def settled(self) -> None:
         """Wait until every relay has taken the generation in force; one that does not is killed and replaced."""
@@ -102,22 +106,39 @@ class RelayPool:
 
     async def run(self, count: int, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep ``count`` relays alive; started when all are. Raises SockguardError when one cannot be at first."""
-        async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as self._nursery:
             for _ in range(count):
-                await nursery.start(self._keep_one)
+                await self._nursery.start(self._keep_one)
             task_status.started()
         self._all_ended.set()
 
-    async def _keep_one(self, task_status: trio.TaskStatus[None]) -> None:
+    def _retire_what_cannot_read_it(self) -> None:
+        """A relay in its cage can load nothing more: where a protocol has come, others take its place."""
+        for relay in self._ready:
+            if not relay.retiring and not relay.protocols >= self._generation.protocols:
+                relay.retiring = True
+                self._waiting.extend(relay.queue)
+                relay.queue.clear()
+                self._nursery.start_soon(self._keep_one)
+                self._end_if_done(relay)
+        self._deal_out()
+
+    def _end_if_done(self, relay: Relay) -> None:
+        if relay.retiring and not relay.held:
+            relay.send(Stop())
+
+    async def _keep_one(self, task_status: trio.TaskStatus[None] | None = None) -> None:
+        """Keep one relay alive until it retires. ``task_status``: of the start, which fails if the relay does."""
         pause = 0.0
-        first = True
+        first = task_status is not None
+        lost = False
 
         def ready() -> None:
             nonlocal first
-            if first:
-                first = False
+            if task_status is not None and first:
                 task_status.started()
-            else:
+            first = False
+            if lost:
                 self.restarts += 1
                 self._audit.emit("relay_restarted", relay=number)
 
@@ -141,7 +162,13 @@ class RelayPool:
             if self._stopping:
                 return
             if relay is not None:
+                if relay.retiring and not relay.held:
+                    self._ready.remove(relay)
+                    return
                 await self._bury(relay, reason)
+                if relay.retiring:
+                    return
+                lost = True
             else:
                 log.error("a relay could not be started; trying again", reason=reason)
                 await self._privileges.end_relay(number)
@@ -153,32 +180,31 @@ class RelayPool:
         return self._last_number
 
     async def _start(self, number: int) -> Relay:
-        sock = await self._privileges.spawn_relay(number)
+        protocols = self._generation.protocols
+        sock = await self._privileges.spawn_relay(number, ",".join(sorted(protocols)))
         try:
             sock.setblocking(False)
-            relay = Relay(number, sock)
+            relay = Relay(number, sock, protocols)
             message = await relay.receive()
             if not isinstance(message, Hello):
                 raise ChannelError(message.text if isinstance(message, Fault) else self._how(number, relay))
             relay.capacity, relay.cage = message.capacity, message.cage
             while relay.generation != self.generation:  # a newer one can come into force meanwhile
-                self._send_generation(relay)
+                self._generation.tell(relay)
                 message = await relay.receive()
                 if not isinstance(message, GenerationTaken):
                     raise ChannelError(message.text if isinstance(message, Fault) else self._how(number, relay))
-                relay.generation = message.number
+                relay.took(message.number)
         except BaseException:
             sock.close()
             raise
         return relay
 
-    def _send_generation(self, relay: Relay) -> None:
-        relay.send(Generation(self.generation), [memfd.write("sockguard-rules", self._content)])
-
     async def _serve(self, relay: Relay) -> None:
         """Until the relay has gone. Raises ChannelError for what it must not say."""
         self._ready.append(relay)
         relay.ready()
+        self._requests.give(relay)
         self._deal_out()
         fault = None
         try:
@@ -215,13 +241,16 @@ class RelayPool:
                     raise ChannelError("an acknowledgement of what was not sent")
                 relay.batch = 0
                 self._hand_over(relay)
+            case RequestsMessage(rows):
+                self._requests.take(relay, rows)
             case Closed(rows):
                 for row in rows:
-                    self._on_closed(relay, row)
+                    self._connections.ended(*relay.let_go(row))
+                self._end_if_done(relay)
             case GenerationTaken(number):
                 if not relay.generation < number <= self.generation:
                     raise ChannelError("an acknowledgement of what was not sent")
-                relay.generation = number
+                relay.took(number)
                 settled, relay.settled = relay.settled, trio.Event()
                 settled.set()
             case Pong(number):
@@ -230,15 +259,6 @@ class RelayPool:
                 relay.fault = text
             case _:
                 raise ChannelError(f"a {message.TAG} message out of its time")
-
-    def _on_closed(self, relay: Relay, row: Row) -> None:
-        number, from_client, from_backend, outcome = check_row(row, int, int, int, str)
-        connection = relay.held.pop(int(number), None)
-        if connection is None:
-            raise ChannelError("the end of a connection that it does not have")
-        if outcome not in OUTCOMES or int(from_client) < 0 or int(from_backend) < 0:
-            raise ChannelError("an end of a connection that cannot be")
-        self._connections.ended(connection, str(outcome), int(from_client), int(from_backend))
 
     async def _bury(self, relay: Relay, reason: str) -> None:
         """A relay has died, or is to: its connections are lost, and those that wait for it go to another."""
@@ -267,14 +287,9 @@ class RelayPool:
         if relay is not None and relay.fault:
             return relay.fault
         try:
-            status = self._privileges.relay_status(number)
+            return how_it_ended(self._privileges.relay_status(number))
         except KeyError:
-            status = None
-        if status is None:
-            return "it ended"
-        if status == -signal.SIGSYS:
-            return "it made a system call that its cage does not allow (SIGSYS): was it taken over?"
-        return f"it was ended by signal {-status}" if status < 0 else f"it ended with status {status}"
+            return how_it_ended(None)
 
     def __iter__(self) -> Iterator[Relay]:
         """The relays that take connections."""
@@ -285,7 +300,7 @@ class RelayPool:
     def hand_over(self, connection: Connection, client: socket.socket, backend: socket.socket) -> None:
         """Queue a connection for a relay; flush() sends what is queued."""
         pending = Pending(connection, client, backend)
-        relay = min(self._ready, key=lambda relay: relay.load, default=None)
+        relay = min((r for r in self._ready if not r.retiring), key=lambda relay: relay.load, default=None)
         if relay is None:
             self._waiting.append(pending)
         elif relay.load >= relay.capacity:
@@ -302,8 +317,8 @@ class RelayPool:
 
     def close(self, connection: Connection, outcome: str) -> None:
         """End a live connection. Its end is told when the relay has done it."""
+        connection.ending = outcome
         if connection.connecting is not None:
-            connection.ending = outcome
             connection.connecting.cancel()
             return
         for relay in self._ready:
@@ -338,10 +353,16 @@ class RelayPool:
         while relay.queue and len(rows) < MAX_BATCH:
             pending = relay.queue.popleft()
             connection = pending.connection
-            index = self._indexes[connection.admission.proxy.name]
-            rows.append((connection.number, self.generation, index, 0, connection.peer.uid))
+            rules = self._generation.set_of(connection)
+            if isinstance(rules, str):
+                pending.close()
+                self._connections.ended(connection, OUT_OF_SETS, reason=rules)
+                continue
+            index = self._generation.index_of(connection)
+            rows.append((connection.number, self.generation, index, rules, connection.peer.uid))
             fds += (pending.client.detach(), pending.backend.detach())
             relay.held[connection.number] = connection
         if rows:
+            self._generation.tell_sets(relay)
             relay.batch = len(rows)
             relay.send(Batch(tuple(rows)), fds)

@@ -19,7 +19,7 @@ from sockguard.config.settings import Config, ListenKind, Proxy
 from sockguard.errors import ConfigError, Mistake, SockguardError
 from sockguard.identity.accounts import Accounts
 from sockguard.server.admission import Admission
-from sockguard.server.connections import Connections
+from sockguard.server.connections import Connection, Connections
 from sockguard.server.guards import Guards
 from sockguard.server.privileges import Privileges
 from sockguard.server.relays import RelayPool
@@ -112,24 +112,34 @@ class Reloader:
             proxy = new.proxies[guard.admission.proxy.name]
             guard.admission.renew(proxy, accounts)
             self._guards.set_options(proxy)
-        self._pool.new_generation(new)
-        revoked = self.judge_again(lambda connection: True)
+        revoked, _ = self._judge_again(lambda admission: True)
+        self._pool.new_generation(new)  # with the rules that connections have now
         for name, sock in listeners.items():
             self._guards.add(self._make(new.proxies[name], accounts), sock)
         return revoked
 
     def judge_again(self, concerned: Callable[[Admission], bool]) -> int:
-        """Close every live connection that would not be admitted now; gives how many."""
+        """Close every live connection that would not be admitted now; gives how many. Others go by the rules of now."""
+        revoked, changed = self._judge_again(concerned)
+        self._pool.assign(changed)
+        return revoked
+
+    def _judge_again(self, concerned: Callable[[Admission], bool]) -> tuple[int, list[Connection]]:
+        """How many were closed, and those that have other rules than before, of which relays are still to be told."""
         revoked = 0
+        changed = []
         for connection in self._connections:
             admission = connection.admission
-            if not concerned(admission):
+            if connection.ending or not concerned(admission):
                 continue
             guard = self._guards.get(admission.proxy.name)
+            before = connection.rules
             if guard is None or guard.admission is not admission or not admission.still_admits(connection):
                 self._pool.close(connection, "revoked")
                 revoked += 1
-        return revoked
+            elif connection.rules != before:
+                changed.append(connection)
+        return revoked, changed
 
 
 def _refuse_what_takes_a_restart(old: Config, new: Config) -> None:

@@ -15,6 +15,8 @@ import pytest
 
 from tests.support.clients import connect, exchange
 from tests.support.daemon import running
+from tests.support.dbus import Client as BusClient
+from tests.support.dbus import dbus_daemon
 from tests.support.identities import (
     PYTHON,
     Client,
@@ -82,6 +84,35 @@ def subject(separated: Subject) -> Subject:
     separated.reload(proxy(separated.folder, "echo", BOTH))
     assert stat.S_IMODE(separated.daemon.config.stat().st_mode) == 0o600
     return separated
+
+
+def test_a_protocol_that_comes_by_reload(subject: Subject) -> None:
+    """Relays in their cage cannot learn it: others take their place, and those end with their last connection."""
+    path, bus = subject.folder / "echo", subject.folder / "bus"
+    restarts = len(subject.daemon.events("relay_restarted"))
+
+    def relays() -> set[int]:
+        return set(subject.daemon.pids()["sockguard-relay"])
+
+    with Client(4242, 4242) as client, dbus_daemon(subject.folder / "bus-private", 0) as private:
+        assert client.meet(path) != "closed"
+        before = relays()
+        table = f'''
+[proxy.bus]
+listen = "{bus}"
+backend = "{private.path}"
+protocol = "dbus"
+identity = "client"
+allow = [{{ users = ["daemon"], dbus = [{{ own = "org.example.App" }}] }}]
+'''
+        subject.reload(proxy(subject.folder, "echo", BOTH), table)
+        asked = BusClient(bus, 1).dbus_send("org.freedesktop.DBus", "org.freedesktop.DBus.GetId", path="/")
+        assert asked.good, asked
+        assert client.do("ask") != "closed"
+        wait_until(lambda: len(before & relays()) == 1, "the end of the relay that has no connection")
+        wait_until(lambda: len(relays() - before) == 2, "the others")
+    wait_until(lambda: not before & relays(), "the end of the other, behind its connection")
+    assert restarts == len(subject.daemon.events("relay_restarted"))
 
 
 def test_user_who_loses_the_right(subject: Subject) -> None:

@@ -15,8 +15,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,13 +62,17 @@ class Container:
 
 
 @contextlib.contextmanager
-def booted() -> Iterator[Container]:
-    """A container that has reached basic.target, with sockguard and its units installed as a package would."""
+def booted(prepare: Callable[[Path], None] = lambda _: None, target: str = "basic.target") -> Iterator[Container]:
+    """A container that has reached ``target``, with sockguard and its units installed as a package would.
+
+    prepare: called with the root of its files before it boots.
+    """
     folder = Path(tempfile.mkdtemp(prefix="sg-nspawn-"))
     try:
         with _overlay(folder) as root, _own_cgroups(folder.name) as cgroups:
             _install(root)
-            with _nspawn(root, folder, cgroups) as leader:
+            prepare(root)
+            with _nspawn(root, folder, cgroups, target) as leader:
                 yield Container(leader)
     finally:
         folder.rmdir()  # nothing recursive here: an overlay that could not be unmounted shows this machine's own files
@@ -139,7 +144,7 @@ def _remove_cgroups(top: Path) -> None:
 
 
 @contextlib.contextmanager
-def _nspawn(root: Path, folder: Path, cgroups: list[Path]) -> Iterator[int]:
+def _nspawn(root: Path, folder: Path, cgroups: list[Path], target: str) -> Iterator[int]:
     def enter() -> None:
         for cgroup in cgroups:
             (cgroup / "cgroup.procs").write_text("0")
@@ -154,7 +159,7 @@ def _nspawn(root: Path, folder: Path, cgroups: list[Path]) -> Iterator[int]:
                 *("--register=no", "--notify-ready=yes", "--link-journal=no", "--console=pipe"),
                 *(["--keep-unit"] if cgroups else []),
                 *_binds(),
-                "systemd.unit=basic.target",
+                f"systemd.unit={target}",
             ],
             stdin=subprocess.DEVNULL,
             stdout=console,
@@ -165,7 +170,12 @@ def _nspawn(root: Path, folder: Path, cgroups: list[Path]) -> Iterator[int]:
         )
         try:
             try:
-                yield _wait_until_booted(process, notify)
+                leader = _wait_until_booted(process, notify)
+                notify.settimeout(None)
+                # Its STATUS= goes on. Unread it would fill the socket, and the container's PID 1 waits for room.
+                reader = threading.Thread(target=_read_on, args=(notify,), daemon=True)
+                reader.start()
+                yield leader
             except AssertionError as error:
                 error.add_note((folder / "console").read_text(errors="replace")[-4000:])
                 raise
@@ -176,6 +186,13 @@ def _nspawn(root: Path, folder: Path, cgroups: list[Path]) -> Iterator[int]:
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGTERM)
                 process.wait(15)
+            notify.shutdown(socket.SHUT_RDWR)
+
+
+def _read_on(sock: socket.socket) -> None:
+    """Read until it is shut down."""
+    while sock.recv(65536):
+        pass
 
 
 def _wait_until_booted(process: subprocess.Popen[bytes], notify: socket.socket) -> int:

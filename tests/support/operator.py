@@ -36,6 +36,8 @@ STATUS: Status = {
             "admitted": 120,
             "denied": 7,
             "would_deny": 0,
+            "requests_denied": 0,
+            "requests_would_deny": 0,
             "bytes_from_client": 1_200_000,
             "bytes_from_backend": 2_300_000,
         }
@@ -53,6 +55,7 @@ STATUS: Status = {
             "cause": "rules",
             "rule": "docker.deny[0]",
             "reason": "denied by docker.deny[0]",
+            "request": None,
         }
     ],
 }

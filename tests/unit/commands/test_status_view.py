@@ -55,6 +55,31 @@ def test_rates() -> None:
     assert line_of(text, "docker ") == ["docker", "3", "1024", "10.0", "0.5", "0.5", "2.0", "kB"]
 
 
+def test_verdicts_on_requests() -> None:
+    """A table of their own, for the proxies that have any: totals, then rates."""
+    now = changed(requests_denied=12, requests_would_deny=3)
+    now["proxies"][0]["protocol"] = "http"
+    stream = status()["proxies"][0]
+    stream["name"] = "pg"
+    now["proxies"].append(stream)
+    before = status()
+    before["proxies"][0]["requests_denied"] = 2
+    text = render(now, None, 0, 80)
+    assert "\n\nREQUESTS  PROTOCOL  DENIED  WOULD DENY\ndocker    http          12           3\n\n" in text
+    text = render(now, before, 2.0, 80)
+    assert "\n\nREQUESTS  PROTOCOL  DENIED/s  WOULD DENY/s\ndocker    http           5.0           1.5\n\n" in text
+    before["proxies"] = []
+    assert line_of(render(now, before, 2.0, 80), "docker    http") == ["docker", "http", "-", "-"]
+
+
+def test_a_denied_request_shows_what_was_asked() -> None:
+    """A client's own text is escaped as any other."""
+    now = status()
+    now["latest_denials"][0].update({"request": "GET /\x1b[2J", "reason": "no allow rule matches"})
+    shown = line_of(render(now, None, 0, 80), "12:34:56")
+    assert shown == ["12:34:56", "docker", "126", "mallory", "GET", "/\\x1b[2J:", "no", "allow", "rule", "matches"]
+
+
 def test_no_rate_is_better_than_a_wrong_one() -> None:
     """After a restart, for a proxy that is new, and when no time has passed: no number."""
     restarted = changed(admitted=1)
@@ -106,18 +131,25 @@ def test_a_peer_that_cannot_be_known() -> None:
     assert line_of(render(now, None, 0, 80), "12:34:56")[3] == "-"
 
 
-@given(text=st.text(max_size=300), width=st.integers(20, 200), rates=st.booleans())
-def test_it_fits_whatever_the_names(text: str, width: int, rates: bool) -> None:
+@given(
+    text=st.text(max_size=300),
+    width=st.integers(20, 200),
+    rates=st.booleans(),
+    protocol=st.sampled_from(["stream", "http"]),
+)
+def test_it_fits_whatever_the_names(text: str, width: int, rates: bool, protocol: str) -> None:
     """No line is wider than the terminal, and no name, reason or error makes a line or a control character."""
     now = status()
     now["version"] = now["config"] = text
-    now["proxies"][0].update({"name": text, "enforce": False})
+    now["proxies"][0].update({"name": text, "enforce": False, "protocol": protocol})
     now["proxies"][0]["users"][0]["user"] = text
     now["relays"][0]["cage"] = text
     now["last_reload"] = {"time": text, "ok": False, "errors": [text]}
-    now["latest_denials"][0].update({"time": text, "proxy": text, "user": text, "reason": text})
+    now["latest_denials"][0].update({"time": text, "proxy": text, "user": text, "reason": text, "request": text})
     shown = render(now, status() if rates else None, 1.0, width)
-    plain = render(status(), status() if rates else None, 1.0, width)
+    unnamed = status()
+    unnamed["proxies"][0]["protocol"] = protocol
+    plain = render(unnamed, status() if rates else None, 1.0, width)
     for line in shown.splitlines():
         assert columns(line) <= width
         assert line.isprintable()

@@ -21,7 +21,7 @@ relays = "two"
 [proxy.docker]
 listen = "/run/docker.sock"
 backend = "docker.sock"
-protocol = "dbus"
+protocol = "thrift"
 [[proxy.docker.allow]]
 usres = ["ci"]
 [[proxy.docker.allow]]
@@ -35,14 +35,14 @@ users = []
         "f:2: daemon.relay: unknown key; did you mean 'relays'?",
         "f:3: daemon.relays: must be an integer, not a string",
         "f:6: proxy.docker.backend: must be an absolute path, not 'docker.sock'",
-        "f:7: proxy.docker.protocol: protocol 'dbus' is not available in this version",
+        "f:7: proxy.docker.protocol: protocol 'thrift' is not available in this version",
         "f:9: proxy.docker.allow[0].usres: unknown key; did you mean 'users'?",
         "f:11: proxy.docker.allow[1].users[2]: must be a name or a number, not a float",
         "f:11: proxy.docker.allow[1].users[3]: must be from 0 to 4294967294",
         "f:11: proxy.docker.allow[1].users[4]: is a range from the larger to the smaller number; write '1-9'",
         "f:11: proxy.docker.allow[1].users[1]: unknown user 'rot'; did you mean 'root'?",
         "f:12: proxy.docker.allow[1].until: has no time zone: add Z for UTC (2027-01-31T00:00:00Z)",
-        "f:14: proxy.docker.allow[2].http: is a rule of protocol 'http'; proxy.docker has protocol 'dbus'",
+        "f:14: proxy.docker.allow[2].http: is a rule of protocol 'http'; proxy.docker has protocol 'thrift'",
         "f:15: proxy.docker.allow[2].users: an empty list matches nobody; leave the key out",
         "d1:1: proxy.docker: is given twice; first at f:4",
         "d1:2: log: a file of sockguard.d may only have [proxy.NAME] and [who.NAME]",
@@ -61,8 +61,15 @@ users = []
         ("allow_root_identity = 1", "allow_root_identity: must be true or false, not an integer"),
         ('delivery = "in-place"', "delivery: delivery = 'in-place' is not available in this version"),
         ("[proxy.p.http]", "http: holds options of protocol 'http'; proxy.p has protocol 'stream'"),
-        ('protocol = "http"\n[proxy.p.http]\nx = 1', "protocol: protocol 'http' is not available in this version"),
-        ('protocol = "steam"', "protocol: must be one of 'stream', 'seqpacket', not 'steam'; did you mean 'stream'?"),
+        (
+            'protocol = "thrift"\n[proxy.p.thrift]\nx = 1',
+            "protocol: protocol 'thrift' is not available in this version",
+        ),
+        (
+            'protocol = "steam"',
+            "protocol: must be one of 'stream', 'seqpacket', 'dbus', 'http', not 'steam'; did you mean",
+        ),
+        ("dbus = 1", "dbus: holds options of protocol 'dbus'; proxy.p has protocol 'stream'"),
         ('fds = "fwd"', "fds: must be one of 'forward', 'refuse', not 'fwd'"),
         ("fds = true", "fds: must be one of 'forward', 'refuse', not a boolean"),
         ("enforce = 1", "enforce: must be true or false, not an integer"),

@@ -6,7 +6,7 @@ import pytest
 
 from sockguard.config import runtime
 from sockguard.config.runtime import PathPlace, TcpPlace, control_path, metrics_place
-from sockguard.config.words import Bad
+from sockguard.config.values import Bad
 from sockguard.errors import SockguardError
 
 USER = {"XDG_RUNTIME_DIR": "/run/user/1000"}

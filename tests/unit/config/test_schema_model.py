@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import tomli
 
+from sockguard.config.available import Protocol
 from sockguard.config.model import json_schema
+from sockguard.protocols.registry import PROTOCOLS, rules_of
 
 EXAMPLE = tomli.loads((Path(__file__).parents[3] / "example.toml").read_text())
 LATER = {"daemon": {"control", "metrics"}, "expect": {"request"}}
 """Keys that only say that something is not available yet; an example would teach nothing."""
+PROTOCOLS_OWN = {key for entry in PROTOCOLS.values() for key in (*entry.what, entry.options)}
+"""Keys that a protocol reads itself, and shows in examples of its own."""
 
 
 def test_every_key_has_a_description() -> None:
@@ -44,4 +48,16 @@ def test_the_example_has_every_key() -> None:
     }
     later = set().union(*LATER.values())
     for name, found in used.items():
-        assert set(tables[name]["properties"]) - later == set().union(*found), name
+        assert set(tables[name]["properties"]) - later - PROTOCOLS_OWN == set().union(*found) - PROTOCOLS_OWN, name
+
+
+def test_every_protocol_is_there() -> None:
+    """What a proxy may speak is what is inspected, and the two that are not; its keys are in the schema as it says."""
+    assert set(get_args(Protocol)) == {"stream", "seqpacket", *PROTOCOLS}
+    tables = json_schema()["$defs"]
+    for name, entry in PROTOCOLS.items():
+        schema: Any = rules_of(name).schema
+        assert set(schema["what"]) == set(entry.what)
+        assert tables["ProxyTable"]["properties"][entry.options] == schema["options"]
+        for key in entry.what:
+            assert tables["RuleTable"]["properties"][key] == schema["what"][key]

@@ -116,6 +116,7 @@ def test_json() -> None:
                 "outcome": "allows",
                 "condition": None,
                 "why": None,
+                "by_request": False,
             }
         ],
     }

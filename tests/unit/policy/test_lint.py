@@ -105,6 +105,19 @@ def test_a_deny_of_some_requests_shadows_only_those() -> None:
     assert about("lets nothing", allow(users(1), **some), deny(users(1), what=("GET /x", "GET /y"))) != []
 
 
+def test_allows_of_some_requests() -> None:
+    """A rule for everything repeats one for some requests of the same peers; equal entries do; others are no news."""
+    one, two = {"destination": ["o.A"]}, {"destination": ["o.A"], "member": ["M"]}
+    assert about("repeats", allow(users(1)), allow(users(1), "b", what=(one,))) == ["proxy.pg.allow[1]"]
+    assert about("repeats", allow(users(1), what=(one,)), allow(users(1), "b")) == ["proxy.pg.allow[0]"]
+    assert about("repeats", allow(users(1), what=(one, two)), allow(users(1), "b", what=(two,))) != []
+    assert about("repeats", allow(users(1), what=(one,)), allow(users(1), "b", what=(two,))) == []
+    assert about("repeats", allow(users(1), what=(one,)), allow(users(2), "b", what=(one,))) == []
+    assert about("repeats", deny(users(1)), deny(users(1), "e", what=(one,))) == ["proxy.pg.deny[1]"]
+    assert about("lets nothing", allow(users(1), what=(one,)), deny(users(1))) == ["proxy.pg.allow[0]"]
+    assert about("lets nothing", allow(users(1)), deny(users(1), what=(one,))) == []
+
+
 def test_repetition() -> None:
     """The narrower of two allows is a repetition; of two equal ones, the later."""
     assert about("repeats", allow(users(1)), allow(users(1, 2), "b")) == ["proxy.pg.allow[0]"]

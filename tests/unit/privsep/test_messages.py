@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sockguard.config.values import MAX_NAME
 from sockguard.errors import ChannelError
 from sockguard.privsep import messages
 from sockguard.privsep.messages import (
@@ -18,6 +19,7 @@ from sockguard.privsep.messages import (
     MAX_FAULT,
     MAX_FDS,
     MAX_PACKET,
+    MAX_REASON,
     MONITOR_TO_CONTROL,
     RELAY_TO_CONTROL,
     Close,
@@ -29,14 +31,18 @@ from sockguard.privsep.messages import (
     check_row,
     decode,
     encode,
+    in_packets,
 )
+from sockguard.privsep.outcomes import OUTCOMES
+from sockguard.protocols.base import MAX_REQUEST_TEXT
+from sockguard.server.rule_sets import MAX_SET_TEXT
 
 EXAMPLES: Final[list[tuple[Message, MessageTable]]] = [
     (messages.ReadConfig(), CONTROL_TO_MONITOR),
     (messages.Bind("docker"), CONTROL_TO_MONITOR),
     (messages.Facts(), CONTROL_TO_MONITOR),
     (messages.ConnectAs("docker"), CONTROL_TO_MONITOR),
-    (messages.SpawnRelay(3), CONTROL_TO_MONITOR),
+    (messages.SpawnRelay(3, "dbus,http"), CONTROL_TO_MONITOR),
     (messages.EndRelay(3), CONTROL_TO_MONITOR),
     (messages.Unbind("docker"), CONTROL_TO_MONITOR),
     (messages.Adopt(), CONTROL_TO_MONITOR),
@@ -50,13 +56,17 @@ EXAMPLES: Final[list[tuple[Message, MessageTable]]] = [
     (messages.RelayExited(3, -9), MONITOR_TO_CONTROL),
     (messages.Generation(2), CONTROL_TO_RELAY),
     (messages.Connections(((1, 1, 0, 0, 1007), (2, 1, 1, 7, 2**32 - 2))), CONTROL_TO_RELAY),
+    (messages.RuleSets(((0, 0, "0,3,4"), (1, 0, ""))), CONTROL_TO_RELAY),
+    (messages.Assign(((1, 0), (2, 1))), CONTROL_TO_RELAY),
+    (messages.Credits(512), CONTROL_TO_RELAY),
     (messages.Close(((1, "revoked"),)), CONTROL_TO_RELAY),
     (messages.Ping(7), CONTROL_TO_RELAY),
     (messages.Stop(), CONTROL_TO_RELAY),
     (messages.Hello(1000, "seccomp,landlock"), RELAY_TO_CONTROL),
     (messages.GenerationTaken(2), RELAY_TO_CONTROL),
     (messages.ConnectionsTaken(2), RELAY_TO_CONTROL),
-    (messages.Closed(((1, 2**40, 0, "closed"),)), RELAY_TO_CONTROL),
+    (messages.Requests(((1, "denied", "", "no allow rule matches", "GET /\x1b\udcff"),)), RELAY_TO_CONTROL),
+    (messages.Closed(((1, 2**40, 0, "closed", ""),)), RELAY_TO_CONTROL),
     (messages.Pong(7), RELAY_TO_CONTROL),
     (messages.Fault("Traceback …\n"), RELAY_TO_CONTROL),
 ]
@@ -176,13 +186,41 @@ def test_too_large_a_message_is_not_sent() -> None:
 
 
 def test_the_largest_messages_fit() -> None:
-    """What the bounds allow fits a packet: a whole batch, a fault of any characters, 500 ends."""
+    """What the bounds allow fits a packet: a whole batch, a fault of any characters, one row with its texts."""
     largest = 2**63
     batch = Connections(((largest,) * 5,) * MAX_BATCH)
     assert batch.fds() <= MAX_FDS
-    ends = messages.Closed(((largest, largest, largest, "backend_unavailable"),) * 500)
-    for message in (batch, ends, Fault("\udcff" * MAX_FAULT)):
+    wide = "\U0010ffff"  # twelve bytes of JSON
+    text = wide * MAX_REQUEST_TEXT
+    end = messages.Closed(((largest, largest, largest, max(OUTCOMES, key=len), wide * MAX_REASON),))
+    request = messages.Requests(((largest, "would_deny", wide * MAX_NAME, text, text),))
+    rules = messages.RuleSets(((largest, largest, "9" * MAX_SET_TEXT),))
+    for message in (batch, end, request, rules, Fault("\udcff" * MAX_FAULT)):
         assert len(encode(message)) <= MAX_PACKET
+
+
+@given(st.lists(st.tuples(st.integers(), st.text(), st.sampled_from(["", "x" * 30_000, "\udcff" * 10_000]))))
+def test_in_packets(rows: list[messages.Row]) -> None:
+    """All rows, in their order, in messages that can be sent; none is empty."""
+    made = list(in_packets(messages.Closed, rows))
+    assert [row for message in made for row in message.rows] == rows
+    for message in made:
+        assert message.rows
+        assert len(encode(message)) <= MAX_PACKET
+
+
+def test_in_packets_is_as_few_as_can_be() -> None:
+    """Many small rows share a packet, and fill it."""
+    made = list(in_packets(messages.Assign, [(number, 7) for number in range(10_000)]))
+    assert [len(encode(message)) > MAX_PACKET - 100 for message in made] == [True] * (len(made) - 1) + [False]
+
+
+def test_a_row_that_fits_no_packet() -> None:
+    """It is the sender's own fault, and takes no other row along."""
+    first, large, last = in_packets(messages.Closed, [(1,), ("x" * MAX_PACKET,), (2,)])
+    assert (first.rows, last.rows) == (((1,),), ((2,),))
+    with pytest.raises(ChannelError):
+        encode(large)
 
 
 def test_check_row() -> None:

@@ -29,11 +29,28 @@ SECONDS: Final = 20.0
 End = socket.socket
 
 
+def generation(*proxies: dict[str, Any], **content: Any) -> bytes:
+    """The JSON of a generation: options of each proxy, the defaults filled in; ``content``: other keys than those."""
+    defaults: dict[str, Any] = {
+        "name": "p",
+        "protocol": "stream",
+        "sender": "any",
+        "fds": "forward",
+        "idle_timeout": 0.0,
+        "enforce": True,
+        "options": {},
+        "backend_uid": None,
+        "rules": [],
+    }
+    rows = [{**defaults, **proxy} for proxy in proxies]
+    return json.dumps({"proxies": rows, "sets": [], "connections": [], "log_allowed": False, **content}).encode()
+
+
 class RelayUnderTest:
     """One relay. ``link()`` gives a client's and a backend's end with the relay between them."""
 
     def __init__(self) -> None:
-        self.pid, self.channel = spawn.spawn_relay(None)
+        self.pid, self.channel = spawn.spawn_relay(None, "")
         self.channel.settimeout(SECONDS)
         self.ended: dict[int, tuple[int, int, str]] = {}
         self.last_number = 0
@@ -51,11 +68,7 @@ class RelayUnderTest:
 
     def configure(self, number: int, *proxies: dict[str, Any]) -> None:
         """Bring a generation into force: options of each proxy, the defaults filled in."""
-        rows = [
-            {"name": "p", "protocol": "stream", "sender": "any", "fds": "forward", "idle_timeout": 0.0, **proxy}
-            for proxy in proxies
-        ]
-        fd = memfd.write("test", json.dumps({"proxies": rows, "rules": []}).encode())
+        fd = memfd.write("test", generation(*proxies))
         self.send(Generation(number), fd)
         os.close(fd)
         assert self.receive_but_ends() == GenerationTaken(number)
@@ -63,7 +76,7 @@ class RelayUnderTest:
     def receive_but_ends(self) -> Message | None:
         """The next message that is no end of a connection; those are kept in ``ended``."""
         while isinstance(message := self.receive(), Closed):
-            for number, from_client, from_backend, outcome in message.rows:
+            for number, from_client, from_backend, outcome, _ in message.rows:
                 assert int(number) not in self.ended
                 self.ended[int(number)] = (int(from_client), int(from_backend), str(outcome))
         return message

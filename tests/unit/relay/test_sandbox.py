@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import functools
-import json
 import mmap
 import os
 import re
@@ -18,8 +17,7 @@ from pathlib import Path
 import pytest
 
 from sockguard.errors import SockguardError
-from sockguard.privsep import memfd
-from sockguard.privsep.messages import Fault, Generation
+from sockguard.privsep.messages import Connections, Fault
 from sockguard.relay import sandbox
 from sockguard.relay.sandbox import Cage, bpf, landlock, libc, policy, standing
 from sockguard.relay.sandbox.bpf import ALLOW, ERRNO, KILL_PROCESS
@@ -261,11 +259,13 @@ def test_hello_tells_what_holds(relay: RelayUnderTest) -> None:
 
 def test_a_fault_in_the_cage_is_told(relay: RelayUnderTest) -> None:
     """A loop that raises where no file can be opened any more still says where, with the lines of its traceback."""
-    fd = memfd.write("x", json.dumps({}).encode())
-    relay.send(Generation(1), fd)
-    os.close(fd)
+    relay.configure(1, {})
+    ends = socket.socketpair()
+    relay.send(Connections(((1, 1, 99, 0, 0),)), *(end.fileno() for end in ends))  # there is no proxy 99
+    for end in ends:
+        end.close()
     message = relay.receive()
     assert isinstance(message, Fault), message
-    assert re.search(r'File ".*/relay/loop\.py", line \d+, in _take_generation', message.text)
-    assert message.text.rstrip().endswith("KeyError: 'proxies'")
+    assert re.search(r'File ".*/relay/loop\.py", line \d+, in _take', message.text)
+    assert message.text.rstrip().endswith("IndexError: list index out of range")
     assert relay.wait() == 1

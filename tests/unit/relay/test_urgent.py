@@ -97,5 +97,5 @@ def test_one_that_comes_between_epoll_and_the_read(loop: Loop, same_user: bool, 
         for fd, events in loop._epoll.poll(0):
             if fd == link.client.fd and not link.client.closed:
                 link.client.on_events(events)
-        assert loop._ended == [(1, len(early), 0, "urgent_refused")]
+        assert loop._ended == [(1, len(early), 0, "urgent_refused", "")]
         assert backend.recv(100) == b""

@@ -47,6 +47,9 @@ def busy() -> Metrics:
     made.would_deny("docker", "docker.deny[0]")
     made.denied("docker", "rules", "docker.deny[0]")
     made.denied("docker", "limit", None)
+    made.requested("docker", "denied", "docker.deny[0]")
+    made.requested("docker", "would_deny", None)
+    made.requested("docker", "allowed", "operators")
     made.closed("docker", "closed", 100, 2000)
     made.closed("docker", "relay_lost", None, None)
     made.decided("docker", 0.0002)
@@ -67,6 +70,11 @@ def test_what_is_counted(busy: Metrics) -> None:
     assert found["sockguard_connections_denied_total"] == {
         (("cause", "rules"), proxy, ("rule", "docker.deny[0]")): 1,
         (("cause", "limit"), proxy, ("rule", "")): 1,
+    }
+    assert found["sockguard_requests_total"] == {
+        (proxy, ("rule", "docker.deny[0]"), ("verdict", "denied")): 1,
+        (proxy, ("rule", ""), ("verdict", "would_deny")): 1,
+        (proxy, ("rule", "operators"), ("verdict", "allowed")): 1,
     }
     assert found["sockguard_connections_closed_total"] == {
         (("outcome", "closed"), proxy): 1,
@@ -113,6 +121,8 @@ def test_what_a_reload_forgets(busy: Metrics) -> None:
     busy.admitted("old", "gone")
     busy.closed("old", "closed", 1, 1)
     busy.admitted("docker", "gone")
+    busy.requested("docker", "denied", "gone")
+    busy.requested("old", "denied", None)
     busy.keep({"docker": ["operators"]})
     busy.admitted("docker", "operators")
     found = parsed(busy.text())
@@ -122,6 +132,10 @@ def test_what_a_reload_forgets(busy: Metrics) -> None:
         (proxy, ("rule", "")): 1,
     }
     assert found["sockguard_connections_denied_total"] == {(("cause", "limit"), proxy, ("rule", "")): 1}
+    assert set(found["sockguard_requests_total"]) == {
+        (proxy, ("rule", ""), ("verdict", "would_deny")),
+        (proxy, ("rule", "operators"), ("verdict", "allowed")),
+    }
     assert b'"old"' not in busy.text()
 
 

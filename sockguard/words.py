@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from datetime import date, datetime, time
 from itertools import islice
@@ -26,10 +25,6 @@ _KINDS: Final[tuple[tuple[type, str], ...]] = (
 )
 
 
-class Bad(ValueError):
-    """A value that the file may not hold; the text is for people."""
-
-
 def kind(value: object) -> str:
     """What TOML calls this value, with its article: ``"an integer"``."""
     return next((word for cls, word in _KINDS if isinstance(value, cls)), "something else")
@@ -50,5 +45,7 @@ def did_you_mean(given: str, candidates: Iterable[str]) -> str:
     """``"; did you mean 'users'?"``, or nothing when no candidate is close."""
     if len(given) > MAX_SHOWN:
         return ""
+    import difflib  # here: relays load this module and ask for nothing
+
     close = difflib.get_close_matches(given, list(islice(candidates, MAX_CANDIDATES)), n=1, cutoff=0.6)
     return f"; did you mean {quoted(close[0])}?" if close else ""

@@ -1,0 +1,210 @@
+"""What one client may do and see on the bus at this moment: its rules, and who is who there. Knows no bytes.
+
+Verdicts are remembered by the header that they are about, since most messages differ from an earlier one only in
+their serial and body; whatever a verdict may rest on (the rules, an owner, a name that the client has come to own)
+forgets them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from sockguard.protocols.base import RequestRules, RequestVerdict
+from sockguard.protocols.dbus.header import MAX_KNOWN
+from sockguard.protocols.dbus.judge import BUS, DbusRules
+from sockguard.protocols.dbus.match_rule import MatchRule
+from sockguard.protocols.dbus.owners import Owners
+from sockguard.protocols.dbus.patterns import name_matches
+from sockguard.protocols.dbus.requests import Call, Own, Receive
+from sockguard.protocols.dbus.wire import SIGNAL, Fields
+
+MAX_REMEMBERED: Final = 1024
+"""Verdicts in each direction, for each connection; of headers of at most MAX_KNOWN bytes."""
+MAX_NAMES: Final = 1024
+"""Well-known names that one client may have asked to own."""
+MAX_SUBSCRIPTIONS: Final = 1024
+"""Match rules of one client by which it hears of owners."""
+
+_OWNER: Final = "it owns a name that it was allowed to own"
+
+
+class TooMuch(Exception):  # an outcome of the connection, no fault
+    """A bound of this connection is reached, and it cannot go on. The text is ours and short."""
+
+
+class Gate:
+    """``unique``: the client's own name on the bus. owned: the well-known names that it has.
+
+    requested      those that it asked for and may have or wait for
+    subscriptions  match rules by which it hears of owners, and how often it gave each
+    """
+
+    def __init__(self, *, enforce: bool) -> None:
+        self.owners = Owners()
+        self.unique = ""
+        self.owned: set[str] = set()
+        self.requested: dict[str, None] = {}
+        self.subscriptions: dict[MatchRule, int] = {}
+        self._followed: tuple[str, ...] = ()
+        self.renew(DbusRules(()), enforce=enforce)
+
+    def renew(self, rules: DbusRules, *, enforce: bool) -> None:
+        """Judge by these rules from now on."""
+        self.rules = rules
+        self.enforce = enforce
+        self.sees_all = rules.everything or not enforce
+        self._followed = names_asked_by(rules)
+        self.owners.keep(name for name in self.owners if self.follows(name))
+        self.forget()
+
+    def follow(self, rules: DbusRules) -> None:
+        """Take in who owns the names that these rules ask about too: they are about to hold."""
+        self._followed = tuple({*self._followed, *names_asked_by(rules)})
+
+    def follows(self, name: str) -> bool:
+        """Does it matter who owns this name?"""
+        return name_matches(self._followed, name)
+
+    def forget(self) -> None:
+        """Something that verdicts rest on has changed."""
+        self.calls: dict[Fields, RequestVerdict] = {}
+        self.arrivals: dict[Fields, RequestVerdict] = {}
+
+    # ── what the client sends ──
+
+    def call(self, fields: Fields) -> RequestVerdict:
+        """A call, or a signal, of the client's. A signal to all needs leave to call anyone, or a name of its own."""
+        verdict = self.rules.judge(self.request(fields))
+        if fields.kind == SIGNAL and fields.destination is None and not verdict.allowed and verdict.rule is None:
+            verdict = RequestVerdict(True, None, _OWNER) if self.owned else verdict
+        return _remember(self.calls, fields, verdict)
+
+    def request(self, fields: Fields) -> Call:
+        """What the client asks for, in the form that is judged. Without a destination it is of nobody known."""
+        name = fields.destination or ""
+        meant = self.owners.meant_by(name) if name else frozenset()
+        return Call(meant, fields.path, fields.interface, fields.member or "", addressed=name)
+
+    def own(self, name: str) -> RequestVerdict:
+        """May the client own this name?"""
+        return self.rules.judge(Own(name))
+
+    def start(self, name: str) -> RequestVerdict:
+        """May the client have the service of this name started? Who may call it may."""
+        if self.rules.callable(name):
+            return RequestVerdict(True, None, "some call to it is allowed")
+        return RequestVerdict(False, None, "no call to it is allowed")
+
+    # ── what comes to the client ──
+
+    def arrival(self, fields: Fields) -> RequestVerdict:
+        """A signal or a call from another peer. Who offers a service may be called: that is what owning is for."""
+        verdict = self.rules.judge(self.receive(fields))
+        if fields.kind != SIGNAL and not verdict.allowed and verdict.rule is None and self.owned:
+            verdict = RequestVerdict(True, None, _OWNER)
+        return _remember(self.arrivals, fields, verdict)
+
+    def receive(self, fields: Fields) -> Receive:
+        """What comes to the client, in the form that is judged."""
+        senders = self.owners.names_of(fields.sender or "")
+        return Receive(senders, fields.path, fields.interface, fields.member or "")
+
+    def may_answer(self, name: str, owner: str, sender: str) -> bool:
+        """Can this peer be the one that was called by ``name``, which ``owner`` had at that time ("": not known)?
+
+        A call may have found another owner than the one that was known of when it passed.
+        """
+        if sender in (owner, BUS):
+            return True
+        if not sender or name.startswith(":"):
+            return False
+        return not self._followed or name in self.owners.names_of(sender) or not self.follows(name)
+
+    # ── what it sees ──
+
+    def sees(self, name: str) -> bool:
+        """May the client know of this name, well-known or unique?"""
+        if self.sees_all or name in (BUS, self.unique) or name in self.owned:
+            return True
+        if not name.startswith(":"):
+            return self.rules.visible(name)
+        if self.owners.met(name):
+            return True
+        names = self.owners.names_of(name)
+        return any(map(self.rules.visible, names)) if names else self.rules.anyone()
+
+    def owner_changed(self, name: str, old: str, new: str) -> bool:
+        """The bus says so. May the client be told? Raises TooMuch."""
+        seen = self.sees(name)
+        if name.startswith(":"):
+            if not new:
+                self.owners.gone(name)
+            return seen
+        if seen and not self.sees_all:
+            for unique in (old, new):
+                if unique:
+                    self.owners.meet(unique)
+        if self.follows(name):
+            self.learned(name, new)
+        return seen
+
+    def learned(self, name: str, owner: str) -> None:
+        """A followed name is owned by that unique name, or by nobody. Raises TooMuch."""
+        version = self.owners.version
+        if not self.owners.changed(name, owner):
+            raise TooMuch("too many names on the bus to follow")
+        if self.owners.version != version:
+            self.forget()
+
+    def subscribed(self, path: str | None, name: str, old: str, new: str) -> bool:
+        """Has the client asked for a NameOwnerChanged like this one?"""
+        return any(
+            rule.matches(SIGNAL, {BUS}, BUS, "NameOwnerChanged", path, None, (name, old, new))
+            for rule in self.subscriptions
+        )
+
+    def subscribe(self, rule: MatchRule, more: int) -> None:
+        """The client gave this rule once more (1), or takes it back (-1)."""
+        count = self.subscriptions.pop(rule, 0) + more
+        if count > 0:
+            self.subscriptions[rule] = count
+
+    def filtered(self, names: Sequence[str]) -> list[str]:
+        """Those of the names that the client may know of."""
+        return list(filter(self.sees, names))
+
+    def acquired(self, name: str) -> None:
+        self.owned.add(name)
+        self.forget()
+
+    def lost(self, name: str) -> None:
+        self.owned.discard(name)
+        self.forget()
+
+    def to_release(self) -> list[str]:
+        """The names that the client has, or waits for, and may have no longer."""
+        if not self.enforce:
+            return []
+        held = dict.fromkeys(sorted(self.owned - self.requested.keys())) | self.requested
+        return [name for name in held if not self.own(name).allowed]
+
+
+def of_dbus(rules: RequestRules) -> DbusRules:
+    """The same, if they are. Raises TypeError."""
+    if not isinstance(rules, DbusRules):
+        raise TypeError("rules of another protocol")
+    return rules
+
+
+def names_asked_by(rules: DbusRules) -> tuple[str, ...]:
+    """Patterns of the names whose owners matter to these rules."""
+    return () if rules.everything else rules.followed()
+
+
+def _remember(memory: dict[Fields, RequestVerdict], fields: Fields, verdict: RequestVerdict) -> RequestVerdict:
+    if fields.length <= MAX_KNOWN:
+        if len(memory) >= MAX_REMEMBERED:
+            memory.clear()
+        memory[fields] = verdict
+    return verdict

@@ -1,0 +1,202 @@
+"""One connection to a D-Bus bus: authenticated on both sides, then taken apart into messages that are judged singly.
+
+What passes goes on in the buffer that was judged; a body is waited for only where the bus itself is asked for
+something, or says something.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Final
+
+from sockguard.protocols.base import BACKEND, CLIENT, FOREVER, RequestRules, RequestVerdict, Source, Start
+from sockguard.protocols.dbus import sasl
+from sockguard.protocols.dbus.following import ANSWER_SECONDS
+from sockguard.protocols.dbus.gate import TooMuch
+from sockguard.protocols.dbus.traffic import MAX_HELD, Traffic
+from sockguard.protocols.dbus.wire import FIXED, Fields, Headers, Malformed, extent, set_serial
+
+AUTH_SECONDS: Final = 30.0
+"""For both authentications; dbus-daemon's auth_timeout."""
+
+
+class DbusInspector:
+    """See protocols.base.Inspector."""
+
+    OUTCOMES: ClassVar[frozenset[str]] = frozenset(
+        {"closed", "malformed", "backend_malformed", "auth_failed", "auth_refused", "timeout", "limit", "revoked"}
+    )
+    max_buffer = MAX_HELD
+
+    def __init__(self, start: Start) -> None:
+        self._effects = start.effects
+        self._client_auth = sasl.ServerSide(start.uid, start.forward_fds)
+        self._bus_auth = sasl.ClientSide(start.backend_uid, start.forward_fds)
+        self._serving = False
+        headers = start.shared.setdefault("headers", Headers())  # what one connection has read, others know again
+        if not isinstance(headers, Headers):
+            raise TypeError("what is shared is another's")
+        self._read = headers.read
+        self._traffic = Traffic(start)
+        self._skip = [0, 0]  # bytes still to come of a message that does not pass
+        self._left = [0, 0]  # fds that came with what was left unused
+
+    # ── the contract ──
+
+    @property
+    def busy(self) -> bool:
+        return self._traffic.busy
+
+    def start(self) -> None:
+        self._effects.timer(AUTH_SECONDS)
+        self._effects.send(BACKEND, self._bus_auth.greeting())
+
+    def received(self, source: Source, data: memoryview, fds: int) -> int:
+        try:
+            if self._serving:
+                return self._messages(source, data, fds)
+            return self._authenticate(source, data)
+        except Malformed as error:
+            outcome = ("malformed" if self._serving else "auth_failed") if source == CLIENT else "backend_malformed"
+            self._effects.end(outcome, str(error))
+        except TooMuch as error:
+            self._effects.end("limit", str(error))
+        except sasl.Refused as error:
+            self._effects.end("auth_refused", str(error))
+        return len(data)
+
+    def eof(self, source: Source) -> None:
+        refused = source == BACKEND and not self._serving
+        self._effects.end("auth_refused" if refused else "closed", "the bus closed the connection" if refused else "")
+
+    def answered(self, answer: object) -> None:
+        raise AssertionError("nothing was asked")
+
+    def timed_out(self) -> None:
+        if self._serving:
+            self._effects.end("timeout", f"the bus did not answer within {ANSWER_SECONDS:g} s")
+        else:
+            self._effects.end("timeout", f"not authenticated within {AUTH_SECONDS:g} s")
+
+    def new_rules(self, rules: RequestRules, *, enforce: bool, tell_allowed: bool) -> None:
+        self._traffic.new_rules(rules, enforce=enforce, tell_allowed=tell_allowed)
+
+    # ── authentication ──
+
+    def _authenticate(self, source: Source, data: memoryview) -> int:
+        if source == BACKEND:
+            used = self._bus_auth.feed(bytes(data))
+            if self._bus_auth.done:
+                self._client_auth.ready(self._bus_auth.guid, self._bus_auth.fds)
+                self._effects.resume(CLIENT)
+            return used
+        used, reply, begun = self._client_auth.feed(bytes(data))
+        if reply:
+            self._effects.send(CLIENT, reply)
+        if begun:
+            self._effects.send(BACKEND, b"BEGIN\r\n")
+            self._effects.timer(0)
+            self._serving = True
+            self._traffic.takes_fds = self._client_auth.fds
+        return used
+
+    # ── messages ──
+
+    def _messages(self, source: Source, data: memoryview, fds: int) -> int:
+        """Judge the messages that are whole, and the last one too if its header is. What passes goes out in runs."""
+        effects, read, to = self._effects, self._read, 1 - source
+        traffic = self._traffic
+        judge = traffic.from_client if source == CLIENT else traffic.from_bus
+        end = len(data)
+        at = run = self._skipped(source, end) if self._skip[source] else 0
+        try:
+            while at < end:
+                try:
+                    found = read(data, at, end)
+                except Malformed as error:
+                    if source == CLIENT:
+                        raise
+                    after = at + self._unreadable(bytes(data[at : at + FIXED]), str(error))
+                    if run < at:
+                        effects.send(to, data[run:at])
+                    fds -= self._drop_fds_of_unreadable(not at, after >= end, fds)
+                    self._skip[source] = max(after - end, 0)
+                    at = run = min(after, end)
+                    continue
+                if found is None:
+                    break
+                fields, serial, body, reply_to = found
+                after = at + fields.length + body
+                if fields.unix_fds and not self._fds_are_there(source, fields, fds, after - at, after <= end):
+                    break
+                new_serial = judge(fields, serial, reply_to, data, at, after)
+                if new_serial < 0:
+                    break
+                if new_serial:
+                    set_serial(data, at, fields.endian, new_serial)
+                if new_serial and after <= end and not (fields.unix_fds or traffic.then or traffic.monitors):
+                    at = after
+                    continue
+                if run < at:
+                    effects.send(to, data[run:at])
+                run = min(after, end)
+                if new_serial:
+                    effects.send(to, data[at:run], fields.unix_fds)
+                    if after > end:
+                        effects.passthrough(source, after - end)
+                else:
+                    effects.drop_fds(source, fields.unix_fds)
+                    self._skip[source] = max(after - end, 0)
+                at = run
+                fds -= fields.unix_fds
+                if traffic.then:
+                    effects.send(to, traffic.then)
+                    traffic.then = b""
+                if traffic.monitors:
+                    effects.passthrough(BACKEND, FOREVER)
+                    return at
+        except (Malformed, TooMuch):
+            if run < at:
+                effects.send(to, data[run:at])  # what came before is good
+            raise
+        if run < at:
+            effects.send(to, data[run:at])
+        if fds and at == end:
+            raise Malformed("descriptors came that belong to no message")
+        self._left[source] = fds
+        return at
+
+    def _skipped(self, source: Source, end: int) -> int:
+        skipped = min(self._skip[source], end)
+        self._skip[source] -= skipped
+        return skipped
+
+    def _unreadable(self, start: bytes, why: str) -> int:
+        """Give the length of a message of the bus that cannot be read. Raises Malformed.
+
+        Another peer can have the bus send some that it takes and we do not (header.py says which). That must not end
+        the client's connection, and skipping one is safe: all readers agree on where it ends.
+        """
+        length = extent(start)
+        self._traffic.tell_once("a message", RequestVerdict(False, None, f"it cannot be read: {why}"), denied=True)
+        return length
+
+    def _drop_fds_of_unreadable(self, first: bool, last: bool, fds: int) -> int:
+        """Close the fds that came with it; give how many. first, last: of what is shown.
+
+        A reading ends behind the bytes that brought fds (unix(7)). So fds that waited before belong to the first
+        message that was not used then, and those that came now to the last that has come.
+        """
+        count = fds if last else self._left[BACKEND] if first else 0
+        self._effects.drop_fds(BACKEND, count)
+        return count
+
+    def _fds_are_there(self, source: Source, fields: Fields, fds: int, length: int, whole: bool) -> bool:
+        """False: they may still come with the rest of the message. Raises Malformed."""
+        if source == CLIENT and not self._traffic.takes_fds:
+            raise Malformed("descriptors, which were not agreed on")
+        if fields.unix_fds > fds and (whole or length > MAX_HELD):
+            raise Malformed("fewer descriptors came than the header says")
+        return fields.unix_fds <= fds
+
+
+INSPECTOR = DbusInspector

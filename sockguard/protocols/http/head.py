@@ -1,0 +1,236 @@
+"""Heads of requests: read strictly, and written anew from what was read. No byte of the client's own head goes on."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Final, NamedTuple
+
+from sockguard.protocols.http.grammar import (
+    CONTENT_LENGTH,
+    HOST,
+    REQUEST_LINE,
+    TOKEN,
+    read_fields,
+    read_tokens,
+)
+from sockguard.protocols.http.limits import MAX_FIELDS
+from sockguard.protocols.http.request import Request
+from sockguard.protocols.http.responses import Refused
+from sockguard.protocols.http.target import read_target
+
+CHUNKED: Final = -1
+"""As a length: the body comes in chunks (RFC 9112, 7.1)."""
+
+_PASSED_ON: Final = frozenset({b"content-type", b"content-encoding"})
+_READ: Final = _PASSED_ON | {b"host", b"content-length", b"transfer-encoding", b"expect", b"connection"}
+_HOP_BY_HOP: Final = frozenset({b"keep-alive", b"te", b"trailer", b"upgrade", b"http2-settings"})  # RFC 9110, 7.6.1
+_OVERRIDES: Final = frozenset(
+    {b"x-http-method-override", b"x-http-method", b"x-method-override", b"x-original-method"}
+    | {b"x-original-url", b"x-original-uri", b"x-rewrite-url", b"x-override-url"}
+)
+"""What some frameworks take for the method or the path instead of those that were judged."""
+
+_SPECIAL: Final = _READ | _HOP_BY_HOP | _OVERRIDES
+
+# Upgrade = #protocol; protocol = protocol-name [ "/" protocol-version ], both of them tokens    (RFC 9110, 7.8)
+_PROTOCOL: Final = re.compile(TOKEN.pattern + rb"(?:/" + TOKEN.pattern + rb")?")
+
+# HTTP2-Settings = token68                                                          (RFC 7540, 3.2.1; RFC 9110, 11.2)
+_TOKEN68: Final = re.compile(rb"[A-Za-z0-9\-._~+/]*+=*+")
+
+
+class RequestHead(NamedTuple):
+    """A request's head.
+
+    request   what is judged
+    method, target, host  as they are passed on
+    lines     the other fields that are passed on, each a whole line, with their lower-case names
+    length    of the body in bytes, CHUNKED, or None when none was announced
+    protocols of Upgrade, as they came
+    settings  the value of HTTP2-Settings
+    close     the client asks for the connection to end after the response, or has HTTP/1.0
+    old       HTTP/1.0: it can read neither chunks nor interim responses (RFC 9110, 15.2)
+    encoded   its body has a Content-Encoding: it is not what it seems to be
+    expects   it may wait for 100 (Continue) before it sends the body (RFC 9110, 10.1.1)
+    """
+
+    request: Request
+    method: bytes
+    target: bytes
+    host: bytes
+    lines: list[tuple[bytes, bytes]]
+    length: int | None
+    protocols: tuple[bytes, ...]
+    settings: bytes | None
+    close: bool
+    old: bool
+    encoded: bool
+    expects: bool
+
+    @property
+    def text(self) -> str:
+        """The request for people, in the form that ``texts.parse_request`` reads."""
+        upgrade = f" upgrade={','.join(self.request.upgrade)}" if self.request.upgrade else ""
+        return f"{self.request.method} {self.target.decode('ascii')}{upgrade}"
+
+    def without_h2c(self) -> RequestHead:
+        """The same request without the wish to go on in HTTP/2 (RFC 7540, 3.2)."""
+        kept = tuple(protocol for protocol in self.protocols if protocol.lower() != b"h2c")
+        upgrade = tuple(protocol for protocol in self.request.upgrade if protocol != "h2c")
+        return self._replace(request=replace(self.request, upgrade=upgrade), protocols=kept, settings=None)
+
+    def serialise(self, length: int | None) -> bytes:
+        """Write the head as it is passed on, announcing a body of that length (or CHUNKED, or None)."""
+        parts = [b"%s %s HTTP/1.1\r\nHost: %s\r\n" % (self.method, self.target, self.host)]
+        parts += [line for _, line in self.lines]
+        options = [b"close"] if self.close else []
+        if self.protocols:
+            parts.append(b"Upgrade: %s\r\n" % b", ".join(self.protocols))
+            options.append(b"Upgrade")
+            if self.settings is not None and "h2c" in self.request.upgrade:
+                parts.append(b"HTTP2-Settings: %s\r\n" % self.settings)
+                options.append(b"HTTP2-Settings")
+        if options:
+            parts.append(b"Connection: %s\r\n" % b", ".join(options))
+        if length is not None:
+            parts.append(b"Transfer-Encoding: chunked\r\n" if length == CHUNKED else b"Content-Length: %d\r\n" % length)
+        parts.append(b"\r\n")
+        return b"".join(parts)
+
+
+def read_request(head: bytes) -> RequestHead:
+    """Read a request's head, from its first byte to the end of its empty line.
+
+    Raises Refused: 403 for what no rule can allow, 505 for other versions of HTTP, 417, 431, and 400 for all else.
+    """
+    line, _, block = head[:-2].partition(b"\r\n")
+    matched = REQUEST_LINE.fullmatch(line)
+    if matched is None:
+        raise Refused(400, "a bad request line")
+    method, raw_target, major, minor = matched.groups()
+    if major != b"1" or minor not in (b"0", b"1"):
+        raise Refused(505, "HTTP/2 is refused" if method == b"PRI" else "neither HTTP/1.0 nor HTTP/1.1")
+    old = minor == b"0"
+    special, lines = _fields(block)
+    if method == b"CONNECT" or (method == b"OPTIONS" and raw_target == b"*"):
+        raise Refused(403, "CONNECT and OPTIONS * are never allowed")
+    target = read_target(raw_target)
+    options = _connection(special, lines)
+    length = _length(special, old=old)
+    protocols = _protocols(special) if b"upgrade" in options and not old else ()
+    types = special.get(b"content-type", [])
+    if len(types) > 1:
+        raise Refused(400, "more than one Content-Type")
+    request = Request(
+        method.decode("ascii"),
+        target.paths,
+        target.query,
+        tuple(protocol.decode("ascii").lower() for protocol in protocols),
+        bool(length),
+        types[0].decode("latin-1") if types else None,
+    )
+    return RequestHead(
+        request,
+        method,
+        target.forwarded,
+        _host(special, target.host, old=old),
+        lines,
+        length,
+        protocols,
+        _settings(special, options) if protocols else None,
+        old or b"close" in options,
+        old,
+        b"content-encoding" in special,
+        _expects(special) and not old,
+    )
+
+
+_Special = dict[bytes, list[bytes]]
+
+
+def _fields(block: bytes) -> tuple[_Special, list[tuple[bytes, bytes]]]:
+    """Part the fields that are looked at, by their lower-case names, from those that are passed on."""
+    if block.count(b"\n") > MAX_FIELDS:
+        raise Refused(431, "too many fields")
+    fields = read_fields(block)
+    if fields is None:
+        raise Refused(400, "a bad field line")
+    special: _Special = {}
+    lines = []
+    for lower, name, value in fields:
+        # CGI and WSGI have one name for both spellings.
+        plain = lower.replace(b"_", b"-") if b"_" in lower else lower
+        if plain in _SPECIAL or plain.startswith(b"proxy-"):
+            if plain in _OVERRIDES:
+                continue
+            if plain != lower:
+                raise Refused(400, "the name of a field that is looked at, with an underscore")
+            special.setdefault(lower, []).append(value)
+            if lower not in _PASSED_ON:
+                continue
+        lines.append((lower, b"%s: %s\r\n" % (name, value)))
+    return special, lines
+
+
+def _connection(special: _Special, lines: list[tuple[bytes, bytes]]) -> list[bytes]:
+    """Return the options of Connection, and drop the fields that it names (RFC 9110, 7.6.1)."""
+    if b"connection" not in special:
+        return []
+    options = read_tokens(special[b"connection"])
+    if options is None:
+        raise Refused(400, "a bad Connection")
+    if not _READ.isdisjoint(options):
+        raise Refused(400, "a Connection that names a field of the whole message")
+    lines[:] = [field for field in lines if field[0] not in options]
+    return options
+
+
+def _length(special: _Special, *, old: bool) -> int | None:
+    """Return the body's length: Transfer-Encoding and Content-Length, as RFC 9112, 6.3 has it, without any leniency."""
+    codings = special.get(b"transfer-encoding")
+    lengths = special.get(b"content-length")
+    if codings is not None:
+        if old or lengths is not None or len(codings) > 1 or codings[0].lower() != b"chunked":
+            raise Refused(400, "a Transfer-Encoding that is not chunked alone")
+        return CHUNKED
+    if lengths is None:
+        return None
+    if len(lengths) > 1 or CONTENT_LENGTH.fullmatch(lengths[0]) is None:
+        raise Refused(400, "a bad Content-Length, or more than one")
+    return int(lengths[0])
+
+
+def _host(special: _Special, authority: bytes | None, *, old: bool) -> bytes:
+    hosts = special.get(b"host", [])
+    if len(hosts) != 1 and not (old and not hosts):
+        raise Refused(400, "not exactly one Host")
+    if hosts and HOST.fullmatch(hosts[0]) is None:
+        raise Refused(400, "a bad Host")
+    return authority or (hosts[0] if hosts else b"localhost")
+
+
+def _protocols(special: _Special) -> tuple[bytes, ...]:
+    protocols = [part.strip(b" \t") for value in special.get(b"upgrade", []) for part in value.split(b",")]
+    protocols = [protocol for protocol in protocols if protocol]
+    if any(_PROTOCOL.fullmatch(protocol) is None for protocol in protocols):
+        raise Refused(400, "a bad Upgrade")
+    return tuple(protocols)
+
+
+def _settings(special: _Special, options: list[bytes]) -> bytes | None:
+    settings = special.get(b"http2-settings")
+    if settings is None or b"http2-settings" not in options:
+        return None
+    if len(settings) > 1 or _TOKEN68.fullmatch(settings[0]) is None:
+        raise Refused(400, "a bad HTTP2-Settings, or more than one")
+    return settings[0]
+
+
+def _expects(special: _Special) -> bool:
+    values = special.get(b"expect")
+    if values is None:
+        return False
+    if [value.lower() for value in values] != [b"100-continue"]:
+        raise Refused(417, "an Expect other than 100-continue")
+    return True

@@ -1,0 +1,549 @@
+"""A connection of a protocol that is read: what drives an inspector (protocols/base.py). Knows no protocol itself.
+
+Each side is read a chunk at a time and shown to the inspector; what the inspector sends goes out at once, or waits
+here, bounded: a side is not read while what comes from it could not be taken. What a verdict rests on is read once,
+into memory that no client can reach, and sent from there.
+
+All descriptors are edge-triggered, as in stream.py: a side is read until it is dry or has to wait.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import select
+import socket
+import termios
+import traceback
+from array import array
+from collections import deque
+from collections.abc import Callable, Sequence
+from math import ceil
+from typing import TYPE_CHECKING, Final
+
+from sockguard.privsep.channel import close_all, received_fds
+from sockguard.privsep.messages import MAX_FDS
+from sockguard.protocols.base import BACKEND, CLIENT, FOREVER, Kind, RequestRules, RequestVerdict, Source, Start
+from sockguard.protocols.registry import inspector_of
+from sockguard.relay.ancillary import CONTROL_BYTES, sender
+from sockguard.relay.options import TICK_SECONDS, Options
+from sockguard.relay.stream import CHUNK, FOR_NOW, MAX_IN_FLIGHT, READ_EVENTS
+
+if TYPE_CHECKING:
+    from sockguard.relay.loop import Loop
+
+MAX_UNREAD_REPLIES: Final = 1024 * 1024
+"""Bytes that wait for a client before its requests are read no further. More than none, since a client may write a
+long request before it reads: only what we answer by ourselves adds up here, the service is not read meanwhile."""
+
+MAX_WAITING_FDS: Final = 2 * MAX_FDS
+"""fds of one side that the inspector has not sent on or dropped yet."""
+
+LINGER_SECONDS: Final = 5.0
+"""For what was sent before the end to be taken."""
+
+_WRITE_EVENTS: Final = READ_EVENTS | select.EPOLLOUT
+_READABLE: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+_END: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+_GONE: Final = select.EPOLLHUP | select.EPOLLERR
+_READ: Final = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+
+_view: Final = memoryview(bytearray(CHUNK))  # one buffer for the whole process
+_views: Final = [_view]
+
+
+class InspectedLink:
+    """One connection, and the Effects of its inspector. ``number`` is control's name for it."""
+
+    __slots__ = (
+        "_deadline",
+        "_linger_until",
+        "_outcome",
+        "_why",
+        "asking",
+        "backend",
+        "client",
+        "ending",
+        "inspector",
+        "loop",
+        "number",
+        "options",
+        "seen",
+        "sides",
+    )
+
+    def __init__(
+        self,
+        loop: Loop,
+        number: int,
+        client: socket.socket,
+        backend: socket.socket,
+        options: Options,
+        uid: int,
+        rules: RequestRules,
+        shared: dict[str, object],
+    ) -> None:
+        self.loop = loop
+        self.number = number
+        self.options = options
+        self.seen = loop.tick
+        self.asking = self.ending = False
+        self._deadline = self._linger_until = 0
+        self._outcome = self._why = ""
+        self.client = InspectedSide(self, client, CLIENT, uid if options.same_user else -1)
+        self.backend = InspectedSide(self, backend, BACKEND, -1)
+        self.client.other, self.backend.other = self.backend, self.client
+        self.sides = (self.client, self.backend)  # by CLIENT and BACKEND
+        self.inspector = inspector_of(options.protocol)(
+            Start(
+                uid=uid,
+                backend_uid=uid if options.backend_uid is None else options.backend_uid,
+                rules=rules,
+                enforce=options.enforce,
+                tell_allowed=loop.tell_allowed,
+                forward_fds=not options.refuse_fds,
+                options=options.options,
+                shared=shared,
+                effects=self,
+            )
+        )
+
+    def start(self) -> None:
+        """Both sides are in the loop."""
+        self.guarded(self.inspector.start)
+
+    def renew(self, rules: RequestRules) -> None:
+        """Go by these rules, and by the options as they are now."""
+        enforce, tell_allowed = self.options.enforce, self.loop.tell_allowed
+        self.guarded(lambda: self.inspector.new_rules(rules, enforce=enforce, tell_allowed=tell_allowed))
+
+    # ── what the inspector asks for (protocols.base.Effects) ──
+
+    def send(self, to: Source, data: bytes | bytearray | memoryview, fds: int = 0) -> None:
+        side = self.sides[to]
+        source = side.other
+        passed = [source.fds.popleft() for _ in range(min(fds, len(source.fds)))] if fds else []
+        if source.passing and source.passing != FOREVER:
+            side.held.append((bytes(data), passed))
+            side.queued += len(data)
+        else:
+            side.write(data, passed)
+
+    def passthrough(self, source: Source, count: int) -> None:
+        self.sides[source].passing = count
+
+    def half_close(self, to: Source) -> None:
+        self.sides[to].shut_down()
+
+    def drop_fds(self, source: Source, count: int) -> None:
+        fds = self.sides[source].fds
+        close_all([fds.popleft() for _ in range(min(count, len(fds)))])
+
+    def pause(self, source: Source) -> None:
+        self.sides[source].paused = True
+
+    def resume(self, source: Source) -> None:
+        side = self.sides[source]
+        side.stuck = side.paused = False
+        self.loop.again(side)
+
+    def audit(self, kind: Kind, request: str, verdict: RequestVerdict) -> None:
+        if not self.loop.tell_request(self.number, kind, verdict.rule or "", verdict.reason, request):
+            self.end("limit", "more requests than can be told of", clean=False)
+
+    def timer(self, seconds: float) -> None:
+        self._deadline = self.loop.tick + ceil(seconds / TICK_SECONDS) + 1 if seconds else 0
+        if seconds:
+            self.loop.time(self)
+
+    def ask(self, question: Sequence[int | str]) -> None:
+        raise NotImplementedError(f"nobody to ask for {question[0]!r}")
+
+    def end(self, outcome: str, why: str = "", *, clean: bool = True) -> None:
+        """End once what was sent is out, or LINGER_SECONDS have passed; at once when not ``clean``."""
+        if self.client.closed:
+            return
+        if not self.ending:
+            self.ending = True
+            broken = next((side for side in self.sides if side.broken), None)
+            self._outcome = broken.reset_outcome if broken and outcome == "closed" else outcome
+            self._why = why
+        if clean and any(side.out and not side.deaf for side in self.sides):
+            self._linger_until = self.loop.tick + ceil(LINGER_SECONDS / TICK_SECONDS) + 1
+            self.loop.time(self)
+        else:
+            self._close()
+
+    # ── what the loop asks for ──
+
+    def on_time(self) -> bool:
+        """A tick of the loop's clock. False when this link waits for no time any more."""
+        tick = self.loop.tick
+        if self._linger_until and tick >= self._linger_until:
+            self._close()
+        elif self._deadline and tick >= self._deadline and not self.ending:
+            self._deadline = 0
+            self.guarded(self.inspector.timed_out)
+        elif self.options.idle_ticks and tick - self.seen > self.options.idle_ticks and not self.inspector.busy:
+            self.end("idle_timeout")
+        return bool(self._linger_until or self._deadline or self.options.idle_ticks) and not self.client.closed
+
+    def fail(self) -> None:
+        """The kernel said what nobody expects of these sockets, or an inspector has a fault."""
+        self.end("failed", clean=False)
+
+    def flushed(self) -> None:
+        """Something was written: is this what the end waits for?"""
+        if self.ending and not any(side.out and not side.deaf for side in self.sides):
+            self._close()
+
+    def guarded(self, call: Callable[[], None]) -> None:
+        """Call into the inspector."""
+        try:
+            call()
+        except OSError:
+            raise
+        except Exception:
+            self.faulty()
+
+    def faulty(self) -> None:
+        """An inspector raised what it must not: bytes that find a fault in it end their own connection, no other."""
+        self.end("failed", traceback.format_exc(limit=-2)[-300:], clean=False)
+
+    def _close(self) -> None:
+        if self.client.closed:
+            return
+        for side in self.sides:
+            self.loop.forget(side.fd)
+            side.close()
+        self.loop.link_ended(self.number, self.client.received, self.backend.received, self._outcome, self._why)
+
+
+class InspectedSide:
+    """One of the two sockets: what is read from it, and what waits to be written to it.
+
+    paused    not read until the inspector says so, but for what passes
+    rest      what was shown and is not used yet; ``stuck``: showing it again is of no use before more comes
+    fds       that came here and were neither sent on nor dropped yet
+    passing   bytes still to come that go to ``other`` unseen; FOREVER: all
+    out       what waits to be written here, with its fds; ``held``: what waits behind bytes that pass to here
+    queued    bytes in both
+    deaf      the peer takes nothing any more: what is sent here goes nowhere
+    sender    the only uid that may send here; -1: any
+    in_flight fds passed on to here since the peer was last seen to have taken everything
+    ending    the peer sends nothing more after what is queued (EPOLLRDHUP); ended: all of that was read
+    gone      the peer has closed altogether
+    broken    the peer closed with bytes unread (ECONNRESET)
+    shut      write no more here; done when all is out
+    """
+
+    __slots__ = (
+        "armed",
+        "broken",
+        "closed",
+        "deaf",
+        "ended",
+        "ending",
+        "fd",
+        "fds",
+        "gone",
+        "held",
+        "in_flight",
+        "index",
+        "link",
+        "other",
+        "out",
+        "passing",
+        "paused",
+        "put",
+        "queued",
+        "read",
+        "received",
+        "reset_outcome",
+        "rest",
+        "sender",
+        "shut",
+        "sock",
+        "stuck",
+    )
+
+    other: InspectedSide
+
+    def __init__(self, link: InspectedLink, sock: socket.socket, index: Source, only_from: int) -> None:
+        self.link = link
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.index = index
+        self.sender = only_from
+        self.reset_outcome = "client_reset" if index == CLIENT else "backend_reset"
+        self.received = self.passing = self.queued = self.in_flight = 0
+        self.rest = bytearray()
+        self.fds: deque[int] = deque()
+        self.out: deque[tuple[memoryview, list[int]]] = deque()
+        self.held: list[tuple[bytes, list[int]]] = []
+        self.armed = self.broken = self.closed = self.deaf = self.paused = self.shut = self.stuck = False
+        self.ending = self.ended = self.gone = False
+        self.read, self.put = sock.recvmsg_into, sock.send
+
+    def on_events(self, events: int) -> None:
+        """What epoll says about this socket."""
+        if events & select.EPOLLPRI:  # MSG_OOB: no protocol here has a place for it
+            self.link.end("urgent_refused", clean=False)
+            return
+        if events & _END:
+            self.ending = True
+            if events & _GONE:
+                self.gone = True
+        if self.out and events & (select.EPOLLOUT | _GONE):
+            self._flush()
+        if events & _READABLE and not self.closed:
+            self.pump()
+
+    # ── reading ──
+
+    def pump(self) -> None:
+        """Read and show one chunk at most; more of it after the others had their turn."""
+        if self.closed or self._must_wait():
+            return
+        if self.rest and not self.stuck:
+            self._show_rest()
+            if self.closed or self._must_wait():
+                return
+        if self.ended or (self.stuck and len(self.rest) >= self.link.inspector.max_buffer):
+            if self.gone:
+                self.link.end("closed")  # nobody is there any more for what the inspector waits for
+            return
+        passing = self.passing
+        wanted = passing if 0 < passing < CHUNK else CHUNK
+        try:
+            length, control, flags, _ = self.read(_views if wanted == CHUNK else [_view[:wanted]], CONTROL_BYTES, _READ)
+        except BlockingIOError:
+            return
+        except ConnectionResetError:
+            self.broken = self.gone = True
+            self._end_of_stream()
+            return
+        if (control or flags & socket.MSG_CTRUNC) and not self._take_control(length, control, flags):
+            return
+        if not length:
+            self._end_of_stream()
+            return
+        self.received += length
+        link = self.link
+        link.seen = link.loop.tick
+        if passing:
+            self._pass(_view[:length])
+        elif self.rest:
+            self.rest += _view[:length]
+            self._show_rest()
+        else:
+            used = self._show(_view[:length])
+            if used < length:
+                self.rest += _view[used:length]
+        if length == wanted or control or self.ending:
+            link.loop.again(self)
+
+    def _must_wait(self) -> bool:
+        link = self.link
+        if self.other.out or link.ending or link.asking or (self.paused and not self.passing):
+            return True
+        if self.passing == FOREVER:
+            return False
+        return self.queued > MAX_UNREAD_REPLIES or (self.index == CLIENT and link.loop.out_of_credit(self))
+
+    def _take_control(self, length: int, control: list[tuple[int, int, bytes]], flags: int) -> bool:
+        """What came with the bytes. False when it has ended the connection."""
+        fds = received_fds(control)
+        link = self.link
+        outcome = ""
+        if flags & socket.MSG_CTRUNC:
+            outcome = "out_of_files"
+        elif self.sender >= 0 and length and sender(control) != self.sender:
+            outcome = "sender_changed"
+        elif fds and link.options.refuse_fds:
+            outcome = "fds_refused"
+        elif len(self.fds) + len(fds) > MAX_WAITING_FDS:
+            outcome = "limit"
+        if outcome:
+            close_all(fds)
+            link.end(outcome, clean=False)
+            return False
+        self.fds.extend(fds)
+        return True
+
+    def _pass(self, data: memoryview) -> None:
+        if self.passing == FOREVER:
+            fds = list(self.fds)
+            self.fds.clear()
+            self.other.write(data, fds)
+        elif self.fds:
+            self.link.end("malformed" if self.index == CLIENT else "backend_malformed", "descriptors amid a message")
+        else:
+            self.other.write(data, [])
+            self.passing -= len(data)
+            if not self.passing:
+                self.other.release()
+
+    def _show_rest(self) -> None:
+        rest = self.rest
+        with memoryview(rest) as view:
+            used = self._show(view)
+        del rest[:used]
+
+    def _show(self, data: memoryview) -> int:
+        """Show it until the inspector uses no more of it; give how much is used."""
+        link = self.link
+        start, end = 0, len(data)
+        while start < end and not link.ending:
+            if self.passing:
+                count = end - start if self.passing == FOREVER else min(self.passing, end - start)
+                self._pass(data[start : start + count])
+            else:
+                count = self._ask(data[start:end])
+                if not count and not self.passing:
+                    self.stuck = True
+                    return start
+            start += count
+        return end
+
+    def _ask(self, data: memoryview) -> int:
+        try:
+            return self.link.inspector.received(self.index, data, len(self.fds))
+        except OSError:
+            raise
+        except Exception:
+            self.link.faulty()
+            return len(data)
+
+    def _end_of_stream(self) -> None:
+        link = self.link
+        self.ended = True
+        if self.passing == FOREVER:
+            self.other.shut_down()
+            if self.other.ended:
+                link.end("closed")
+        else:
+            link.guarded(lambda: link.inspector.eof(self.index))
+        if self.gone and self.index == CLIENT:
+            link.end("closed")
+
+    # ── writing ──
+
+    def write(self, data: bytes | bytearray | memoryview, fds: list[int]) -> None:
+        """Write now what goes, keep a copy of the rest. Takes the fds over."""
+        sent = 0 if self.out else self._send(data, fds)
+        if sent < len(data):
+            self.out.append((memoryview(bytes(data[sent:])), [] if sent else fds))
+            self.queued += len(data) - sent
+
+    def release(self) -> None:
+        """The bytes that passed to here are complete: what waited behind them follows."""
+        held, self.held = self.held, []
+        for data, fds in held:
+            self.queued -= len(data)
+            self.write(data, fds)
+
+    def shut_down(self) -> None:
+        """Write no more than what waits already."""
+        self.shut = True
+        if not self.queued and not self.deaf and not self.closed:
+            try:
+                self.sock.shutdown(socket.SHUT_WR)
+            except OSError:  # the peer has gone: reading says so
+                self.deaf = True
+
+    def _send(self, data: bytes | bytearray | memoryview, fds: list[int]) -> int:
+        """Give how many bytes are dealt with. The fds are closed when any are."""
+        if self.deaf or self.closed:
+            close_all(fds)
+            return len(data)
+        try:
+            if fds:
+                if self.in_flight + len(fds) > MAX_IN_FLIGHT:
+                    if self._untaken():
+                        self._wait()
+                        return 0
+                    self.in_flight = 0
+                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))]
+                sent = self.sock.sendmsg([data], rights)
+                self.in_flight += len(fds)
+                close_all(fds)
+            else:
+                sent = self.put(data)
+        except BlockingIOError:
+            self._wait()
+            return 0
+        except OSError as error:
+            if error.errno in FOR_NOW:
+                self.link.loop.later(self)
+                return 0
+            if error.errno not in (errno.EPIPE, errno.ECONNRESET):
+                raise
+            self._undeliverable(fds)
+            return len(data)
+        if sent < len(data):
+            self._wait()
+        return sent
+
+    def _wait(self) -> None:
+        if not self.armed:
+            self.armed = True
+            self.link.loop.watch(self.fd, _WRITE_EVENTS)
+
+    def _undeliverable(self, fds: list[int]) -> None:
+        """The peer takes nothing any more. A service may have answered before; to a client there is no more to say."""
+        close_all(fds)
+        self.deaf = True
+        self._forget_out()
+        if self.index == CLIENT and not self.link.ending:
+            self.link.end(self.reset_outcome)
+
+    def _flush(self) -> None:
+        while self.out:
+            data, fds = self.out[0]
+            sent = self._send(data, fds)
+            if self.deaf or self.closed:
+                break
+            if not sent:
+                return
+            self.queued -= sent
+            if sent < len(data):
+                self.out[0] = (data[sent:], [])
+                return
+            self.out.popleft()
+        if self.closed:
+            return
+        if self.armed:
+            self.armed = False
+            self.link.loop.watch(self.fd, READ_EVENTS)
+        if self.shut:
+            self.shut_down()
+        self.link.flushed()
+        if not self.closed:
+            self.other.pump()
+        if not self.closed:
+            self.pump()
+
+    def retry(self) -> None:
+        """Try again what the kernel could not take."""
+        if not self.closed:
+            self._flush()
+
+    def _untaken(self) -> int:
+        count = array("i", [0])
+        fcntl.ioctl(self.fd, termios.TIOCOUTQ, count)
+        return count[0]
+
+    def _forget_out(self) -> None:
+        for _, fds in (*self.out, *self.held):
+            close_all(fds)
+        self.out.clear()
+        self.held.clear()
+        self.queued = 0
+
+    def close(self) -> None:
+        self._forget_out()
+        close_all(list(self.fds))
+        self.fds.clear()
+        self.closed = True
+        self.sock.close()

@@ -1,0 +1,92 @@
+"""The parsers of D-Bus."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sockguard.protocols.dbus import body, match_rule, wire
+from sockguard.protocols.dbus.sasl import ClientSide, Refused, ServerSide
+from sockguard.protocols.dbus.signature import Malformed, valid_signature
+from tests.fuzz.target import Target
+
+_MESSAGES: Final = (
+    wire.method_call(5, "/org/example", "org.example.Thing", "Do", "org.example.Service", "s", b"\2\0\0\0hi\0"),
+    wire.method_return(6, 5, ":1.2", ":1.1", "", b""),
+    wire.error(7, 5, "org.example.Error", "no", ":1.2", "org.freedesktop.DBus"),
+    wire.signal(8, "/", "org.example.Thing", "Done", "u", b"\1\0\0\0", ":1.1"),
+)
+_known: Final = wire.Headers(bound=64)
+
+
+def _header(data: bytes) -> None:
+    """One reader that remembers all that came before, and a new one: they must agree."""
+    results: list[object] = []
+    for headers in (_known, wire.Headers()):
+        try:
+            read = headers.read(memoryview(data), 0, len(data))
+        except Malformed as error:
+            results.append(str(error))
+        else:
+            results.append(read and (*(getattr(read[0], name) for name in read[0].__slots__), *read[1:]))
+    assert results[0] == results[1], results
+    if results[0] is not None and not isinstance(results[0], str):
+        wire.sizes(data)
+
+
+def _body(data: bytes) -> None:
+    """A byte order, a signature, a NUL, a body; what is read is written as the same bytes."""
+    signature, _, content = data[1:].partition(b"\0")
+    endian = "<" if data[:1] == b"l" else ">"
+    text = signature.decode("latin-1")
+    values = body.read(text, content, endian)
+    assert endian == ">" or body.pack(text, values) == content
+
+
+def _server(data: bytes) -> None:
+    """At once and byte by byte: the same replies, and the same begun."""
+    whole, pieces = ServerSide(1000, True), ServerSide(1000, True)
+    whole.ready("0" * 32, True)
+    pieces.ready("0" * 32, True)
+    waiting, replies, begun = b"", b"", False
+    try:
+        expected = whole.feed(data)
+    except Malformed:
+        expected = None
+    try:
+        for byte in data:
+            waiting += bytes((byte,))
+            used, reply, begun = pieces.feed(waiting)
+            waiting = waiting[used:]
+            replies += reply
+            if begun:
+                break
+    except Malformed:
+        assert expected is None
+        raise
+    assert expected is not None
+    assert expected[1:] == (replies, begun)
+
+
+TARGETS: Final = {
+    "dbus-header": Target(_header, (Malformed,), _MESSAGES),
+    "dbus-body": Target(_body, (Malformed,), (b"ls\0\2\0\0\0hi\0", b"lasu\0\0\0\0\0\1\0\0\0", b"Bog\0\0\0\0\1/\0\0\0")),
+    "dbus-signature": Target(valid_signature, (), (b"a{sv}", b"(a(ii)v)", b"aa")),
+    "dbus-match-rule": Target(
+        lambda data: match_rule.parse(data.decode("utf-8", "surrogateescape")),
+        (Malformed,),
+        (b"type='signal',arg0path='/a/',eavesdrop='true'", rb"arg0='a\',arg1=\''b'", b" member = x"),
+    ),
+    "dbus-server": Target(
+        _server,
+        (Malformed,),
+        (
+            b"\0AUTH EXTERNAL 31303030\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\nl\1",
+            b"\0AUTH EXTERNAL\r\nDATA\r\nCANCEL\r\nAUTH\r\n",
+        ),
+    ),
+    "dbus-client": Target(
+        lambda data: ClientSide(1000).feed(data),
+        (Refused,),
+        (b"OK " + b"0" * 32 + b"\r\nAGREE_UNIX_FD\r\n", b"REJECTED x\r\n"),
+    ),
+}

@@ -1,0 +1,276 @@
+"""What people do with the docker CLI: each command, and who may do it behind the guard of test_http_docker.py.
+
+As a program it prints the table of one engine: what passed, what was refused, and what the CLI showed.
+
+    python -m tests.support.docker_commands [dockerd|podman]
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import sys
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support.containers import IMAGE, KINDS, Engine, Kind, docker, engine, image_tar
+from tests.support.daemon import Daemon, running
+from tests.support.identities import open_folder, wait_started, wait_until
+from tests.support.servers import private_folder
+
+OPERATOR, CI, READER = 4401, 4402, 4403
+"""uids: one who may do everything, one with the preset ci-runner, one who may only look."""
+USERS = {"operator": OPERATOR, "ci": CI, "reader": READER}
+
+READER_RULES = """[
+  "GET,HEAD /_ping", "GET /version", "GET /info", "GET /events", "GET /system/df",
+  "GET /containers/json", "GET /containers/{id}/json", "GET /containers/{id}/logs", "GET /containers/{id}/top",
+  "GET /containers/{id}/stats", "GET /containers/{id}/changes",
+  "GET /images/json", "GET /images/{name...}/json", "GET /images/{name...}/history",
+  "GET /networks", "GET /volumes",
+]"""
+
+RULES = f"""
+protocol = "http"
+[proxy.docker.http]
+strip_prefix = "docker-version"
+[[proxy.docker.allow]]
+name = "operator"
+users = [{OPERATOR}]
+[[proxy.docker.allow]]
+name = "ci"
+users = [{CI}]
+presets = ["docker:ci-runner"]
+[[proxy.docker.allow]]
+name = "reader"
+users = [{READER}]
+http = {READER_RULES}
+"""
+
+
+def archive(**files: str) -> bytes:
+    """A tar of these files."""
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as tar:
+        for name, text in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(text)
+            tar.addfile(entry, io.BytesIO(text.encode()))
+    return made.getvalue()
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A docker command line.
+
+    may          who may, besides the operator
+    before,after run as root past the guard, to lay things ready and to clean up; they may fail
+    same         its output is the same each time, but for ids, times, sizes and the order of lines
+    """
+
+    words: tuple[str, ...]
+    may: frozenset[str] = frozenset()
+    data: bytes = b""
+    before: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    same: bool = True
+
+    @property
+    def name(self) -> str:
+        return " ".join(self.words)
+
+
+def split(line: str) -> list[str]:
+    """The words of a line; a no-break space stands for a space within one."""
+    return [word.replace("\xa0", " ") for word in line.split(" ")]
+
+
+_READ = frozenset({"reader"})
+_CI = frozenset({"ci"})
+_BOTH = _READ | _CI
+_RUN = ("run", "--rm", "--network", "none")
+_MADE = ("create", "--name", "made", "--network", "none", IMAGE, "sleep", "1000")
+_RM = "rm --force made"
+_DOCKERFILE = archive(Dockerfile=f"FROM {IMAGE}\nCOPY Dockerfile /copied\nCMD cat /copied\n")
+
+
+def _c(line: str, may: frozenset[str] = frozenset(), data: bytes = b"", *, before: str = "", after: str = "",
+       same: bool = True) -> Command:  # fmt: skip
+    return Command(tuple(split(line)), may, data, tuple(filter(None, before.split("; "))),
+                   tuple(filter(None, after.split("; "))), same)  # fmt: skip
+
+
+_MAKE = " ".join(_MADE)
+_START = f"{_MAKE}; start made"
+COMMANDS: tuple[Command, ...] = (
+    # looking
+    _c("version", _BOTH),
+    _c("info", _BOTH, same=False),
+    _c("ps --all", _BOTH),
+    _c("images", _BOTH),
+    _c("inspect web", _BOTH),
+    _c(f"image inspect {IMAGE}", _BOTH),
+    _c(f"history {IMAGE}", _READ),
+    _c("logs web", _BOTH),
+    _c("logs --follow old", _BOTH),
+    _c("top web", _BOTH, same=False),
+    _c("stats --no-stream web", _BOTH, same=False),
+    _c("diff old", _READ),
+    _c("events --since 0 --until 1", _READ),
+    _c("network ls", _BOTH),
+    _c("volume ls", _READ),
+    _c("system df", _READ),
+    _c("secret ls", same=False),
+    # containers
+    _c("run --rm --network none bb:1 echo hello", _CI),
+    _c("run --rm --interactive --network none bb:1 cat", _CI, b"through standard input\n" * 1000),
+    _c("run --detach --name made --network none bb:1 true", _CI, after=_RM),
+    _c("run --rm --network none --privileged bb:1 true"),
+    _c("run --rm --network none --volume /:/host bb:1 true"),
+    _c("run --rm --network none --cap-add SYS_ADMIN bb:1 true"),
+    _c("run --rm --network none --pid host bb:1 true"),
+    _c(_MAKE, _CI, after=_RM),
+    _c("start made", _CI, before=_MAKE, after=_RM),
+    _c("stop --time 0 made", _CI, before=_START, after=_RM),
+    _c("kill made", _CI, before=_START, after=_RM),
+    _c("restart --time 0 made", before=_START, after=_RM),
+    _c("pause made", before=_START, after=_RM),
+    _c("rename made other", before=_MAKE, after="rm --force made; rm --force other"),
+    _c("wait old", _CI),
+    _c("rm --force made", _CI, before=_MAKE, after=_RM),
+    _c("container prune --force --filter label=no.such"),
+    # processes in them
+    _c("exec web id", _CI),
+    _c("exec --interactive web cat", _CI, b"through standard input\n" * 1000),
+    _c("exec --interactive web sh -c cat\xa0>/dev/null;sleep\xa00.3;echo\xa0after\xa0the\xa0end", _CI, b"ends\n"),
+    _c("exec web false", _CI),
+    _c("exec --privileged web true"),
+    _c("attach made", _CI, b"typed\n", after=_RM, same=False,  # dockerd 20.10 itself may lose the output
+       before="run --detach --interactive --name made --network none bb:1 "
+              "sh -c read\xa0line;echo\xa0got\xa0$line;sleep\xa01"),
+    # files
+    _c("cp web:/etc/hostname -", same=False),
+    _c("cp - web:/tmp", data=archive(copied="text\n")),
+    _c("export old", same=False),
+    # images
+    _c("build --tag built -", data=_DOCKERFILE, after="rmi --force built", same=False),
+    _c("import - imported:1", data=image_tar(), after="rmi --force imported:1"),
+    _c(f"tag {IMAGE} tagged:1", after="rmi --force tagged:1"),
+    _c("rmi tagged:1", before=f"tag {IMAGE} tagged:1", after="rmi --force tagged:1"),
+    _c(f"save {IMAGE}", same=False),
+    _c("commit old committed:1", after="rmi --force committed:1"),
+    _c("volume create made", after="volume rm --force made"),
+)  # fmt: skip
+
+
+def prepare(engine: Engine) -> None:
+    """What the commands work on: a container that runs, and one that has ended."""
+    engine.docker("run", "--detach", "--name", "web", "--hostname", "web", "--network", "none", IMAGE,
+                  "sh", "-c", "echo out; echo err >&2; exec sleep 100000")  # fmt: skip
+    engine.docker("run", "--name", "old", "--network", "none", IMAGE, "sh", "-c", "echo done; touch /tmp/changed")
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a command gave; all text with ids, times, sizes and the socket's path taken out."""
+
+    status: int
+    output: bytes
+    errors: bytes
+
+    @property
+    def last_line(self) -> str:
+        """What a person sees of a failure."""
+        lines = [line for line in self.errors.decode(errors="replace").splitlines() if line.strip()]
+        lines = [line for line in lines if not line.startswith("Run 'docker")] or [""]
+        return lines[-1]
+
+
+_VARYING: Sequence[tuple[re.Pattern[bytes], bytes]] = [
+    (re.compile(rb"\b[0-9a-f]{64}\b"), b"ID"),
+    (re.compile(rb"\b[0-9a-f]{12}\b"), b"ID"),
+    (re.compile(rb"\d{4}-\d\d-\d\dT[0-9:.]+(Z|[+-]\d\d:\d\d)"), b"TIME"),
+    (re.compile(rb"(Up |Exited \(\d+\) )?(Less than a second|About a minute|\d+ (seconds?|minutes?))( ago)?"), b"AGE"),
+    (re.compile(rb"\b\d\d:\d\d(:\d\d)?\b"), b"CLOCK"),
+    (re.compile(rb"\b[0-9.]+ ?[kMG]?B\b"), b"SIZE"),
+    (re.compile(rb" +"), b" "),
+]
+
+
+def run(engine: Engine, command: Command, path: Path, uid: int | None) -> Result:
+    """Run it on that socket as that user, between what goes before and after."""
+    for line in command.before:
+        docker(engine.socket, *split(line))
+    try:
+        done = docker(path, *command.words, uid=uid, data=command.data)
+    finally:
+        for line in command.after:
+            docker(engine.socket, *split(line))
+    output, errors = (text.replace(str(path).encode(), b"PATH") for text in (done.stdout, done.stderr))
+    for pattern, instead in _VARYING:
+        output, errors = pattern.sub(instead, output), pattern.sub(instead, errors)
+    return Result(done.returncode, b"\n".join(sorted(output.split(b"\n"))), errors)
+
+
+@dataclass(frozen=True, slots=True)
+class Guarded:
+    """An engine behind the guard. ``public``: the socket of its users."""
+
+    engine: Engine
+    public: Path
+    daemon: Daemon
+
+    def denials(self, uid: int) -> list[str]:
+        """The requests of that user that were denied so far, from the audit events."""
+        return [event["request"] for event in self.daemon.events("request_denied") if event["uid"] == uid]
+
+    def settled(self, uid: int) -> list[str]:
+        """As ``denials``, once all that this user has done is told: his connections are closed."""
+
+        def all_closed() -> bool:
+            mine = [event for event in self.daemon.events() if event.get("uid") == uid]
+            opened = {event["connection"] for event in mine if event["event"] == "connection_admitted"}
+            return opened <= {event["connection"] for event in self.daemon.events("connection_closed")}
+
+        wait_until(all_closed, "the connections of that user are closed")
+        return self.denials(uid)
+
+
+@contextlib.contextmanager
+def guarded_engine(kind: Kind, rules: str = RULES) -> Iterator[Guarded]:
+    """That engine with what ``prepare`` makes, and sockguard before it with those rules for [proxy.docker]."""
+    with open_folder() as folder:
+        private, public = private_folder(folder, 0) / "docker.sock", folder / "public" / "docker.sock"
+        public.parent.mkdir()
+        file = folder / "sockguard.toml"
+        file.write_text(f'[proxy.docker]\nlisten = "{public}"\nbackend = "{private}"\n{rules}')
+        with engine(kind, private) as made, running(file, public) as daemon:
+            prepare(made)
+            wait_started(daemon)
+            yield Guarded(made, public, daemon)
+
+
+def table(guarded: Guarded) -> Iterator[list[str]]:
+    """A row a command: the command, and for each user whether it passed; of a refusal what the CLI showed."""
+    for command in COMMANDS:
+        row = [f"`{command.name}`".replace("\xa0", " ")]
+        for uid in USERS.values():
+            before = len(guarded.denials(uid))
+            done = run(guarded.engine, command, guarded.public, uid)
+            refused = len(guarded.settled(uid)) > before
+            row.append(done.last_line if refused else "passed" if done.status == 0 else f"passed, status {done.status}")
+        yield row
+
+
+def main() -> None:
+    kind = next((kind for kind in KINDS if kind in sys.argv), KINDS[0])
+    with guarded_engine(kind) as guarded:
+        for row in ([kind, *USERS], ["---"] * (len(USERS) + 1), *table(guarded)):
+            sys.stdout.write("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |\n")
+
+
+if __name__ == "__main__":
+    main()

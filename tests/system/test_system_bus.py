@@ -1,0 +1,211 @@
+"""The system bus with sockguard before it, as systemd/dbus/README.md has it installed, on a booted systemd.
+
+The files go where the README's table says, before the boot. PERSON is an ordinary user.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from tests.support.daemon import REPO
+from tests.support.nspawn import Container, booted
+
+pytestmark = pytest.mark.root
+
+FILES: Final = REPO / "systemd" / "dbus"
+PERSON: Final = "person"
+UID: Final = 1500
+AS_PERSON: Final = ("setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups")
+SECONDS: Final = 15.0
+PRIVATE: Final = "unix:path=/run/dbus-private/system_bus_socket"
+TARGET: Final = """
+[Unit]
+Requires=basic.target
+Wants=dbus.service systemd-logind.service sockguard.service
+After=basic.target dbus.service systemd-logind.service sockguard.service
+"""
+
+
+def install(root: Path) -> None:
+    """What README.md says, as it says it."""
+    rows = re.findall(r"^\| (\S+) \| (/\S+) \|$", (FILES / "README.md").read_text(), re.M)
+    assert {name for name, _ in rows} == {
+        str(file.relative_to(FILES)) for file in FILES.rglob("*") if file.is_file() and file.name != "README.md"
+    }
+    for name, target in rows:
+        path = root / target.lstrip("/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if target.endswith("/"):
+            path.mkdir(exist_ok=True)
+            path /= Path(name).name
+        shutil.copy(FILES / name, path)
+    (root / "etc/sockguard/sockguard.toml").write_text('[daemon]\ndrain_timeout = "1s"\n')
+    (root / "etc/systemd/system/bus-test.target").write_text(TARGET)
+    enable = ("systemctl", f"--root={root}", "--quiet", "enable", "sockguard-dbus.socket", "sockguard.service")
+    done = subprocess.run(enable, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    adduser = ("useradd", f"--prefix={root}", "--create-home", f"--uid={UID}", "--shell=/bin/sh", PERSON)
+    done = subprocess.run(adduser, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[Container]:
+    """Booted with the move in place: that it comes up at all is the first thing tested here."""
+    with booted(install, "bus-test.target") as container:
+        yield container
+
+
+def person(machine: Container, *command: str) -> subprocess.CompletedProcess[str]:
+    """A command of that user's, outside of any session."""
+    return machine.run(*AS_PERSON, *command, check=False)
+
+
+def in_session(machine: Container, script: str) -> list[str]:
+    """The lines that a script says in a session of that user's."""
+    run = ("systemd-run", "--quiet", "--wait", "--collect", "--pipe", f"--uid={PERSON}", "--property=PAMName=login")
+    return machine.run(*run, "sh", "-c", script, check=False).stdout.splitlines()
+
+
+def denied(machine: Container, request: str) -> dict[str, Any]:
+    """The last event of a denied request that begins so; waits for it."""
+    end = time.monotonic() + SECONDS
+    while True:
+        machine.run("journalctl", "--sync")
+        lines = machine.run("journalctl", "--quiet", "--output=cat", "--unit=sockguard.service").stdout.splitlines()
+        for line in reversed(lines):
+            if line.startswith('{"event":"request_denied"'):
+                event: dict[str, Any] = json.loads(line)
+                if event["request"].startswith(request):
+                    return event
+        assert time.monotonic() < end, f"no event of {request}"
+        time.sleep(0.05)
+
+
+def test_it_boots(machine: Container) -> None:
+    """All is up, nothing failed; the bus is where only root and sockguard go, and its clients came by sockguard."""
+    assert machine.run("systemctl", "is-system-running").stdout == "running\n"
+    assert machine.run("systemctl", "--failed", "--plain", "--no-legend").stdout == ""
+    assert machine.run("stat", "-c", "%a %U %G", "/run/dbus-private").stdout == "710 root sockguard\n"
+    assert machine.run("stat", "-c", "%a %G", "/run/dbus-private/system_bus_socket").stdout == "660 sockguard\n"
+    main = machine.run("systemctl", "show", "--value", "--property=MainPID", "sockguard.service").stdout.strip()
+    asked = ("busctl", "call", "org.freedesktop.DBus", "/", "org.freedesktop.DBus", "GetConnectionUnixProcessID", "s")
+    assert machine.run(*asked, "org.freedesktop.login1").stdout == f"u {main}\n"
+    assert machine.run(*asked, "org.freedesktop.systemd1").stdout == "u 1\n"
+    assert person(machine, "busctl", f"--address={PRIVATE}", "list").returncode != 0
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("hostnamectl", "Operating System: Debian"),
+        ("systemctl status --no-pager dbus.service", "Active: active (running)"),
+        ("systemctl list-units --no-pager", "sockguard-dbus.socket"),
+        ("systemctl list-timers --no-pager", "NEXT"),
+        ("systemctl cat dbus.socket", "ListenStream=/run/dbus-private/system_bus_socket"),
+        ("systemctl show --property=Id dbus.service", "Id=dbus.service"),
+        ("loginctl list-seats", "seat0"),
+        ("loginctl list-users", "No users."),
+        ("timedatectl", "Time zone:"),
+        ("localectl", "System Locale:"),
+        ("busctl list --no-pager", "org.freedesktop.login1"),
+        ("busctl tree org.freedesktop.login1", "/org/freedesktop/login1/seat/seat0"),
+        ("busctl introspect org.freedesktop.hostname1 /org/freedesktop/hostname1", ".StaticHostname"),
+    ],
+)
+def test_what_a_person_may(machine: Container, command: str, said: str) -> None:
+    done = person(machine, *command.split())
+    assert (done.returncode, done.stderr) == (0, "")
+    assert said in done.stdout
+
+
+def test_what_a_person_may_not(machine: Container) -> None:
+    """To listen to others, to start and stop services: sockguard's word. What polkit decides about, polkit says."""
+    assert "Access denied" in person(machine, "busctl", "monitor").stderr
+    assert "Access denied" in person(machine, "systemctl", "stop", "dbus.service").stderr
+    event = denied(machine, "call org.freedesktop.systemd1 /org/freedesktop/systemd1")
+    assert (event["uid"], event["request"].rpartition(".")[2]) == (UID, "StopUnit")
+    assert "Access denied" in person(machine, "systemd-run", "true").stderr
+    for command in (("hostnamectl", "set-hostname", "x"), ("systemctl", "reboot")):
+        assert "Interactive authentication required" in person(machine, *command).stderr
+
+
+def test_services_that_no_rule_names_are_not_there(machine: Container) -> None:
+    """Neither in a list nor to be called, and not started by the call."""
+    name = "org.freedesktop.import1"
+    assert name in machine.run("busctl", "list", "--no-pager").stdout
+    assert name not in person(machine, "busctl", "list", "--no-pager").stdout
+    call = ("busctl", "call", name, "/org/freedesktop/import1", f"{name}.Manager", "ListTransfers")
+    assert "Access denied" in person(machine, *call).stderr
+    active = machine.run("systemctl", "is-active", "systemd-importd.service", check=False)
+    assert active.stdout == "inactive\n"
+
+
+def test_root_may_do_everything(machine: Container) -> None:
+    machine.run("hostnamectl", "set-hostname", "guarded")
+    assert person(machine, "hostnamectl", "--static").stdout == "guarded\n"
+    bus = ("dbus-send", "--system", "--print-reply", "--dest=org.freedesktop.DBus", "/org/freedesktop/DBus")
+    machine.run(*bus, "org.freedesktop.DBus.ReloadConfig")
+    machine.run("systemctl", "reload", "dbus.service")
+
+
+def test_sessions_are_their_own(machine: Container) -> None:
+    """A session is opened for the process that it is for; `su -l`, which asks through sockguard, opens none."""
+    lines = in_session(
+        machine, "cat /proc/self/cgroup; loginctl --no-legend list-sessions; echo number $XDG_SESSION_ID"
+    )
+    number = lines[-1].removeprefix("number ")
+    assert any(line.endswith(f"/user.slice/user-{UID}.slice/session-{number}.scope") for line in lines), lines
+    assert any(line.split()[:3] == [number, str(UID), PERSON] for line in lines[:-1])
+    machine.run("su", "-l", PERSON, "-c", "true", check=False)
+    event = denied(machine, "call org.freedesktop.login1 /org/freedesktop/login1")
+    assert event["request"].endswith(" org.freedesktop.login1.Manager.CreateSession")
+    assert (event["user"], event["rule"]) == ("root", "sessions-of-the-caller")
+    main = machine.run("systemctl", "show", "--value", "--property=MainPID", "sockguard.service").stdout.strip()
+    for pid in (main, *machine.run("pgrep", "-u", "sockguard,sockguard-relay").stdout.split()):
+        assert "/system.slice/sockguard.service" in machine.run("cat", f"/proc/{pid}/cgroup").stdout
+
+
+def test_what_goes_by_the_process_does_not_work(machine: Container) -> None:
+    """As README.md says; on the bus itself it works, and so it does with the session's number."""
+    private = machine.path("/run/dbus-private")
+    private.chmod(0o711)
+    (private / "system_bus_socket").chmod(0o666)
+    try:
+        lines = in_session(
+            machine,
+            'say() { "$@" >/dev/null 2>&1; echo $?; }; '
+            "say loginctl session-status; say loginctl lock-session; say loginctl session-status $XDG_SESSION_ID; "
+            f"export DBUS_SYSTEM_BUS_ADDRESS={PRIVATE}; say loginctl session-status; say loginctl lock-session",
+        )
+    finally:
+        (private / "system_bus_socket").chmod(0o660)
+        private.chmod(0o710)
+    assert lines == ["1", "1", "0", "0", "0"]
+
+
+def test_reload_is_not_noticed_and_a_restart_is_got_over(machine: Container) -> None:
+    """logind keeps its connection over a reload; after a restart, and a kill, all is there again within seconds."""
+    owner = ("busctl", "call", "org.freedesktop.DBus", "/", "org.freedesktop.DBus", "GetNameOwner", "s")
+    before = machine.run(*owner, "org.freedesktop.login1").stdout
+    machine.run("systemctl", "reload", "sockguard.service")
+    assert machine.run(*owner, "org.freedesktop.login1").stdout == before
+    for command in (("restart",), ("kill", "--signal=KILL")):
+        machine.run("systemctl", *command, "sockguard.service")
+        end = time.monotonic() + SECONDS
+        while not all(
+            person(machine, *command).returncode == 0
+            for command in (("hostnamectl",), ("loginctl", "list-seats"), ("systemctl", "is-active", "dbus.socket"))
+        ):
+            assert time.monotonic() < end, command
+            time.sleep(0.1)
+    assert machine.run("systemctl", "is-active", "sockguard.service").stdout == "active\n"
