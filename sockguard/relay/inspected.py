@@ -399,9 +399,12 @@ class InspectedSide:
                 count = end - start if self.passing == FOREVER else min(self.passing, end - start)
                 self._pass(data[start : start + count])
             else:
+                if self.index == CLIENT and link.loop.out_of_credit(self):
+                    self.stuck = False
+                    return start
+                self.stuck = True  # unless the inspector asks to be shown the rest again
                 count = self._ask(data[start:end])
                 if not count and not self.passing:
-                    self.stuck = True
                     return start
             start += count
         return end

@@ -116,8 +116,8 @@ class Gate:
         A call may have found another owner than the one that was known of when it passed.
         """
         if sender in (owner, BUS):
-            return True
-        if not sender or name.startswith(":"):
+            return sender != ""
+        if name.startswith(":"):
             return False
         return not self._followed or name in self.owners.names_of(sender) or not self.follows(name)
 

@@ -34,7 +34,7 @@ def hijack_verdict(rules: HttpRules, request: Request, body: bytes | None, *, en
         return None
     else:
         verdict = rules.judge_body(asked, body)
-    return verdict if verdict.allowed or not enforce else None
+    return verdict if verdict.allowed or not (enforce or verdict.uncertain) else None
 
 
 class ClientSide(Protocol):

@@ -222,7 +222,7 @@ class HttpInspector:
 
     def _act(self, head: RequestHead, verdict: RequestVerdict, rest: memoryview, body: bytes | None = None) -> int:
         """Do as the verdict says. ``body``: all of it, if it was judged. Return how many bytes of ``rest`` are used."""
-        if not verdict.allowed and self._enforce:
+        if not verdict.allowed and (self._enforce or verdict.uncertain):
             self._effects.audit("denied", head.text, verdict)
             return self._deny(head, verdict, read=body is not None)
         if not verdict.allowed:

@@ -96,6 +96,12 @@ class LineInspector:
                     return 0
                 self.held = True
                 effects.send(BACKEND, data)
+            case "twice":  # not used the first time, but to be shown again
+                if not self.held:
+                    self.held = True
+                    effects.resume(CLIENT)
+                    return 0
+                effects.send(BACKEND, data)
             case "deny":
                 effects.drop_fds(CLIENT, fds)
                 effects.audit("denied", rest, Verdict(False, None, "denied by the test"))
@@ -284,6 +290,12 @@ def test_an_inspector_that_waits_is_shown_the_rest_when_it_resumes(control: Cont
     assert read(backend, 7 * 1001) == b"pass 3\n" + b"pass 4\n" * 1000
 
 
+def test_an_inspector_may_ask_to_be_shown_the_rest_while_it_is_shown_it(control: Control) -> None:
+    client, backend = control.link()
+    client.sendall(b"twice 1\n")
+    assert read(backend, 8) == b"twice 1\n"
+
+
 def test_a_body_passes_unseen_and_what_is_sent_meanwhile_follows_it(control: Control) -> None:
     client, backend = control.link()
     body = b"pass x\n" * 100_000
@@ -405,17 +417,23 @@ def test_without_credit_no_request_is_read(monkeypatch: pytest.MonkeyPatch) -> N
         assert read(client, 22) == b"the service may speak\n"
         control.send(Credits(1))
         assert read(client, 9) == b"denied 1\n"
-        client.sendall(b"deny 2\n")
+        client.sendall(b"deny 2\ndeny 3\n")
         client.settimeout(0.5)
         with pytest.raises(TimeoutError):
             client.recv(1)
         control.send(Credits(1))
         client.settimeout(SECONDS)
         assert read(client, 9) == b"denied 2\n"
+        client.settimeout(0.5)
+        with pytest.raises(TimeoutError):  # it has come with the other, but is shown when there is credit for it
+            client.recv(1)
+        control.send(Credits(1))
+        client.settimeout(SECONDS)
+        assert read(client, 9) == b"denied 3\n"
         client.close()
         control.send(Credits(1))  # the end, too, is read in its turn
         control.outcome()
-        assert [row[4] for row in control.requests] == ["1", "2"]
+        assert [row[4] for row in control.requests] == ["1", "2", "3"]
 
 
 def test_long_texts_are_cut(control: Control) -> None:

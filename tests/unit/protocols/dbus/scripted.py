@@ -12,6 +12,7 @@ from sockguard.protocols.dbus.inspector import DbusInspector
 from sockguard.protocols.dbus.judge import BUS, DbusRules
 from sockguard.protocols.dbus.rules import read_what
 from sockguard.protocols.dbus.wire import Fields
+from tests.unit.protocols.dbus.making import message, number, text
 from tests.unit.protocols.playbook import Play
 
 PIECES = (0, 1, 7)
@@ -68,6 +69,30 @@ def parsed(data: bytes) -> list[Got]:
         found.append(Got(fields, message.serial, message.reply_serial, values))
         at += length
     return found
+
+
+def arriving(
+    kind: int,
+    destination: str | None,
+    sender: str,
+    member: str = "Changed",
+    *,
+    serial: int = 70,
+    reply_to: int = 0,
+    flags: int = 0,
+    fds: int = 0,
+) -> bytes:
+    """A message from another peer, as the bus passes it on."""
+    fields = [text(7, "s", sender.encode())]
+    if kind in (wire.METHOD_CALL, wire.SIGNAL):
+        fields += [text(1, "o", b"/org/example/App"), text(2, "s", APP.encode()), text(3, "s", member.encode())]
+    if destination is not None:
+        fields.append(text(6, "s", destination.encode()))
+    if reply_to:
+        fields.append(number(5, reply_to))
+    if fds:
+        fields.append(number(9, fds))
+    return message(kind, fields, serial=serial, flags=flags)
 
 
 class Bus:
@@ -175,9 +200,7 @@ class Scene:
         hello: bool = True,
         owners: Mapping[str, str] | None = None,
     ) -> None:
-        self.play = Play(
-            DbusInspector, given, piece=piece, enforce=enforce, tell_allowed=tell_allowed, forward_fds=fds
-        )
+        self.play = Play(DbusInspector, given, piece=piece, enforce=enforce, tell_allowed=tell_allowed, forward_fds=fds)
         self.play.backend(b"OK " + b"a" * 32 + b"\r\n" + (b"AGREE_UNIX_FD\r\n" if fds else b""))
         negotiate = b"NEGOTIATE_UNIX_FD\r\n" if (fds if client_fds is None else client_fds) else b""
         self.play.client(b"\0AUTH EXTERNAL 31303030\r\n" + negotiate + b"BEGIN\r\n")

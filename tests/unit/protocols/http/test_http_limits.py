@@ -155,3 +155,11 @@ def test_close_is_heeded() -> None:
     assert one.to_backend == get("/a", "Connection: close")
     assert one.to_client == OK.replace(b"Content", b"Connection: close\r\nContent")
     assert one.half_closed(CLIENT)
+
+
+def test_what_is_read_away_counts_with_its_framing() -> None:
+    """Chunks of one byte and a long extension are no way to keep a denied connection reading."""
+    one = play(Rules())
+    one.client(get("/no", "Transfer-Encoding: chunked", method="POST"))
+    one.client((b"1;" + b"x" * 1000 + b"\r\ny\r\n") * 70)
+    assert one.half_closed(CLIENT)
