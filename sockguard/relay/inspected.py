@@ -39,6 +39,10 @@ long request before it reads: only what we answer by ourselves adds up here, the
 MAX_WAITING_FDS: Final = 2 * MAX_FDS
 """fds of one side that the inspector has not sent on or dropped yet."""
 
+FDS_SECONDS: Final = 150.0
+"""For the rest of a message whose fds are there; dbus-daemon's pending_fd_timeout. One of them may be the client's own
+end of this connection (CVE-2014-3637), which then stays open though the client has ended."""
+
 LINGER_SECONDS: Final = 5.0
 """For what was sent before the end to be taken."""
 
@@ -122,7 +126,7 @@ class InspectedLink:
     def send(self, to: Source, data: bytes | bytearray | memoryview, fds: int = 0) -> None:
         side = self.sides[to]
         source = side.other
-        passed = [source.fds.popleft() for _ in range(min(fds, len(source.fds)))] if fds else []
+        passed = source.take_fds(fds) if fds else []
         if source.passing and source.passing != FOREVER:
             side.held.append((bytes(data), passed))
             side.queued += len(data)
@@ -136,8 +140,7 @@ class InspectedLink:
         self.sides[to].shut_down()
 
     def drop_fds(self, source: Source, count: int) -> None:
-        fds = self.sides[source].fds
-        close_all([fds.popleft() for _ in range(min(count, len(fds)))])
+        close_all(self.sides[source].take_fds(count))
 
     def pause(self, source: Source) -> None:
         self.sides[source].paused = True
@@ -186,7 +189,10 @@ class InspectedLink:
             self.guarded(self.inspector.timed_out)
         elif self.options.idle_ticks and tick - self.seen > self.options.idle_ticks and not self.inspector.busy:
             self.end("idle_timeout")
-        return bool(self._linger_until or self._deadline or self.options.idle_ticks) and not self.client.closed
+        elif any(side.fds and tick - side.fds_since > FDS_SECONDS / TICK_SECONDS for side in self.sides):
+            self.end("limit", f"descriptors waited {FDS_SECONDS:g} s for the rest of their message", clean=False)
+        waits = self._linger_until or self._deadline or self.options.idle_ticks or any(side.fds for side in self.sides)
+        return bool(waits) and not self.client.closed
 
     def fail(self) -> None:
         """The kernel said what nobody expects of these sockets, or an inspector has a fault."""
@@ -224,7 +230,7 @@ class InspectedSide:
 
     paused    not read until the inspector says so, but for what passes
     rest      what was shown and is not used yet; ``stuck``: showing it again is of no use before more comes
-    fds       that came here and were neither sent on nor dropped yet
+    fds       that came here and were neither sent on nor dropped yet; none was since the tick ``fds_since``
     passing   bytes still to come that go to ``other`` unseen; FOREVER: all
     out       what waits to be written here, with its fds; ``held``: what waits behind bytes that pass to here
     queued    bytes in both
@@ -246,6 +252,7 @@ class InspectedSide:
         "ending",
         "fd",
         "fds",
+        "fds_since",
         "gone",
         "held",
         "in_flight",
@@ -276,7 +283,7 @@ class InspectedSide:
         self.index = index
         self.sender = only_from
         self.reset_outcome = "client_reset" if index == CLIENT else "backend_reset"
-        self.received = self.passing = self.queued = self.in_flight = 0
+        self.received = self.passing = self.queued = self.in_flight = self.fds_since = 0
         self.rest = bytearray()
         self.fds: deque[int] = deque()
         self.out: deque[tuple[memoryview, list[int]]] = deque()
@@ -318,6 +325,8 @@ class InspectedSide:
         try:
             length, control, flags, _ = self.read(_views if wanted == CHUNK else [_view[:wanted]], CONTROL_BYTES, _READ)
         except BlockingIOError:
+            if self.deaf and self.index == CLIENT:  # all is heard that it had to say, and it hears no answer
+                self.link.end(self.reset_outcome)
             return
         except ConnectionResetError:
             self.broken = self.gone = True
@@ -368,8 +377,16 @@ class InspectedSide:
             close_all(fds)
             link.end(outcome, clean=False)
             return False
+        if fds and not self.fds:
+            self.fds_since = link.loop.tick
+            link.loop.time(link)
         self.fds.extend(fds)
         return True
+
+    def take_fds(self, count: int) -> list[int]:
+        """The first ``count`` that wait, or what there is of them, for the caller to keep or to close."""
+        self.fds_since = self.link.loop.tick
+        return [self.fds.popleft() for _ in range(min(count, len(self.fds)))]
 
     def _pass(self, data: memoryview) -> None:
         if self.passing == FOREVER:
@@ -498,8 +515,7 @@ class InspectedSide:
         close_all(fds)
         self.deaf = True
         self._forget_out()
-        if self.index == CLIENT and not self.link.ending:
-            self.link.end(self.reset_outcome)
+        self.link.loop.again(self)
 
     def _flush(self) -> None:
         while self.out:

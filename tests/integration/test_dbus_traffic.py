@@ -242,7 +242,8 @@ def test_an_event_is_one_line(guarded: Stage) -> None:
     assert error_of(wire.answer(2)) == DENIED
     guarded.denied(f"call {BUS} /org/freedesktop/DBus {BUS}.AddMatch eavesdrop=true", "reader")
     assert guarded.daemon is not None
-    assert [event["seq"] for event in guarded.daemon.events()] == [*range(1, len(guarded.daemon.events()) + 1)]
+    numbers = [event["seq"] for event in guarded.daemon.events()]
+    assert numbers == [*range(1, len(numbers) + 1)]
 
 
 def test_permissive(permissive: Stage) -> None:

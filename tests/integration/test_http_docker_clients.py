@@ -15,6 +15,7 @@ import pytest
 from tests.support.clients import as_user
 from tests.support.containers import IMAGE, KINDS
 from tests.support.docker_commands import CI, OPERATOR, READER, RULES, Guarded, guarded_engine
+from tests.support.http_services import statuses, talk
 
 pytestmark = pytest.mark.root
 
@@ -166,3 +167,27 @@ def test_a_reader_of_metrics(guarded: Guarded) -> None:
     may_not = ("GET /containers/web/logs?stdout=1", "GET /containers/web/archive?path=/bin", "GET /info",
                "POST /containers/web/restart", "GET /events?since=0&until=1", "HEAD /containers/web/json")  # fmt: skip
     assert ask(guarded.public, METRICS, *may_not) == [403] * len(may_not)
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["/v1.41/containers/create?name=empty", "/containers/create?name=empty", "/v1.20/containers/create?name=empty",
+     "/v1.41/containers/web/exec", "/containers/web/exec"],
+)  # fmt: skip
+def test_an_empty_body_makes_nothing(guarded: Guarded, target: str) -> None:
+    """No body has nothing in it that is forbidden, so it is let through: what an engine makes of it is no container
+    and no process. An empty one in chunks is no JSON, and denied."""
+    for fields, wanted in (
+        (b"", 0),
+        (b"Content-Length: 0\r\n", 0),
+        (b"Content-Type: application/json\r\nContent-Length: 0\r\n", 0),
+        (b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n", 403),
+    ):
+        request = b"POST %s HTTP/1.1\r\nHost: docker\r\n%s\r\n" % (target.encode(), fields)
+        request += b"0\r\n\r\n" if wanted else b""
+        answer = as_user(lambda request=request: talk(guarded.public, request).decode("latin-1"), CI)
+        (status,) = statuses(answer.encode("latin-1"))
+        assert (status == 403) == bool(wanted), answer
+        assert status >= 400, answer
+    assert guarded.engine.containers() == {"web", "old"}
+    assert not guarded.engine.get("/containers/web/json")["ExecIDs"]

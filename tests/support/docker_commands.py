@@ -18,7 +18,8 @@ from pathlib import Path
 
 from tests.support.containers import IMAGE, KINDS, Engine, Kind, docker, engine, image_tar
 from tests.support.daemon import Daemon, running
-from tests.support.identities import open_folder, wait_started, wait_until
+from tests.support.http_services import statuses, talk
+from tests.support.identities import open_folder, wait_started
 from tests.support.servers import private_folder
 
 OPERATOR, CI, READER = 4401, 4402, 4403
@@ -228,14 +229,10 @@ class Guarded:
         return [event["request"] for event in self.daemon.events("request_denied") if event["uid"] == uid]
 
     def settled(self, uid: int) -> list[str]:
-        """As ``denials``, once all that this user has done is told: his connections are closed."""
-
-        def all_closed() -> bool:
-            mine = [event for event in self.daemon.events() if event.get("uid") == uid]
-            opened = {event["connection"] for event in mine if event["event"] == "connection_admitted"}
-            return opened <= {event["connection"] for event in self.daemon.events("connection_closed")}
-
-        wait_until(all_closed, "the connections of that user are closed")
+        """As ``denials``, once all that was denied is told: the one relay tells of a denial of root behind it."""
+        since = len(self.daemon.lines)
+        assert statuses(talk(self.public, b"GET /settled HTTP/1.1\r\nHost: x\r\n\r\n")) == [403]
+        self.daemon.wait_for("request_denied", lambda event: event["seq"] > since and event["uid"] == 0)
         return self.denials(uid)
 
 
@@ -246,7 +243,10 @@ def guarded_engine(kind: Kind, rules: str = RULES) -> Iterator[Guarded]:
         private, public = private_folder(folder, 0) / "docker.sock", folder / "public" / "docker.sock"
         public.parent.mkdir()
         file = folder / "sockguard.toml"
-        file.write_text(f'[proxy.docker]\nlisten = "{public}"\nbackend = "{private}"\n{rules}')
+        file.write_text(
+            f'[daemon]\nrelays = 1\n[proxy.docker]\nlisten = "{public}"\nbackend = "{private}"\n{rules}'
+            '[[proxy.docker.allow]]\nusers = [0]\nhttp = ["GET /_ping"]\n'
+        )
         with engine(kind, private) as made, running(file, public) as daemon:
             prepare(made)
             wait_started(daemon)

@@ -6,11 +6,14 @@ The recording service is a fake because no real one tells what it was sent, or a
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import re
 import socket
 import sys
+import termios
 import threading
 import time
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +23,7 @@ from tests.support.services import serving
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok\n"
 READ_SECONDS = 15.0
-MORE_SECONDS = 0.1
+UNREAD_SECONDS = 0.2
 
 # RFC 9112 without anything that it leaves open: what a serialiser of ours writes, and nothing else.
 _HEAD = re.compile(
@@ -32,13 +35,14 @@ _CHUNK = re.compile(rb"([0-9A-Fa-f]+)\r\n")
 
 @dataclass(slots=True)
 class Seen:
-    """A request as it reached the service. ``raw``: all its bytes, with the body as framed."""
+    """A request as it reached the service. ``raw``: all its bytes, with the body as framed; ``whole``: to its end."""
 
     method: str
     target: str
     fields: list[tuple[str, str]]
     body: bytes
     raw: bytes
+    whole: bool = False
 
     def values(self, name: str) -> list[str]:
         """Of the fields of that name, in lower case."""
@@ -54,11 +58,12 @@ class LeaveError(Exception):
 
 
 class Wire:
-    """One connection to the service. ``raw``: all that has come on it."""
+    """One connection to the service. ``raw``: all that has come on it; ``ended``: it has been dealt with."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.raw = b""
+        self.ended = False
         self._used = 0
 
     def more(self) -> bool:
@@ -117,6 +122,7 @@ class Wire:
                 self._end_of_line()
             self._end_of_line()  # no trailers
         seen.raw += self.raw[start : self._used]
+        seen.whole = True
 
     def _chunk(self) -> int:
         found = self._match(_CHUNK, b"\r\n")
@@ -163,6 +169,8 @@ class Recorder:
         except NotCanonicalError as fault:
             with self._lock:
                 self.faults.append(str(fault))
+        finally:
+            wire.ended = True
 
     def clear(self) -> None:
         with self._lock:
@@ -191,10 +199,11 @@ def statuses(answer: bytes) -> list[int]:
     return [int(code) for code in _STATUS.findall(answer)]
 
 
-def talk(path: Path, *parts: bytes, answers: int = 1, half_close: bool = False, pause: float = 0.05) -> bytes:
-    """Send these bytes as they are, a little apart, and give all that comes.
+def talk(path: Path, *parts: bytes, answers: int = 1, half_close: bool = False) -> bytes:
+    """Send these bytes as they are, each part once the one before has been read, and give all that comes to the end.
 
-    Reads until the other side closes; once there are that many answers only for a moment longer, for more of them.
+    Once that many answers have begun, the client sends its end (at once if ``half_close``): what stands in the way of
+    another answer is gone then, so that there is none that would have come later.
     """
     got = b""
     with socket.socket(socket.AF_UNIX) as sock:
@@ -203,15 +212,25 @@ def talk(path: Path, *parts: bytes, answers: int = 1, half_close: bool = False, 
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             for number, part in enumerate(parts):
                 if number:
-                    time.sleep(pause)
+                    _wait_read(sock)
                 sock.sendall(part)
             if half_close:
                 sock.shutdown(socket.SHUT_WR)
-        with contextlib.suppress(TimeoutError, ConnectionResetError):
+        with contextlib.suppress(ConnectionResetError):
             while data := sock.recv(65536):
                 got += data
-                sock.settimeout(MORE_SECONDS if len(statuses(got)) >= answers else READ_SECONDS)
+                if not half_close and len(statuses(got)) >= answers:
+                    half_close = True
+                    sock.shutdown(socket.SHUT_WR)
     return got
+
+
+def _wait_read(sock: socket.socket) -> None:
+    """Until the other side has read all (SIOCOUTQ, unix(7)), or seems to have stopped reading."""
+    end = time.monotonic() + UNREAD_SECONDS
+    unread = array("i", [1])
+    while unread[0] and time.monotonic() < end:
+        fcntl.ioctl(sock, termios.TIOCOUTQ, unread)
 
 
 # ── real services ──

@@ -30,7 +30,7 @@ class Case:
     first    the statuses, one of which the first answer must have
     reaches  the requests that reach the service, "METHOD /path"; None: whether that one does is the guard's choice
     then     the statuses of all further answers; None: a refusal of what stands behind, or none
-    body     a fault in a body that may be under way already: its request may be cut short at the service
+    body     a fault in a body: if it is under way already, its request reaches the service, cut short
     """
 
     name: str
@@ -236,7 +236,9 @@ def _bodies() -> list[Case]:
         json("deeply nested", b'{"a":' * 20_000 + b"1" + b"}" * 20_000, (400, 403)),
         json("a compressed one", b"\x1f\x8b\x08\x00", (400, 403)),
         json("too long", b'{"a":"' + b"x" * (2 << 20) + b'"}', (413,)),
-        json("no body", b"", (400, 403)),
+        json("no body: nothing in it is forbidden", b"", OK),
+        Case("body: no body, in chunks", post(b"Content-Type: application/json", b"Transfer-Encoding: chunked",
+                                              body=b"0\r\n\r\n", target=b"/made"), (400, 403)),
     ]  # fmt: skip
 
 

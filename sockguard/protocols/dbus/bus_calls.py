@@ -13,9 +13,8 @@ from sockguard.protocols.dbus import body, match_rule, wire
 from sockguard.protocols.dbus.driver import SIGNATURES, Service, service
 from sockguard.protocols.dbus.following import NO_OWNER, read_names, read_texts
 from sockguard.protocols.dbus.gate import MAX_NAMES, MAX_SUBSCRIPTIONS, TooMuch
-from sockguard.protocols.dbus.judge import BUS
 from sockguard.protocols.dbus.match_rule import MatchRule
-from sockguard.protocols.dbus.names import valid_bus_name, valid_well_known_name
+from sockguard.protocols.dbus.names import BUS, valid_bus_name, valid_well_known_name
 from sockguard.protocols.dbus.requests import Own, describe
 from sockguard.protocols.dbus.wire import ERROR, NO_REPLY_EXPECTED, Fields, Malformed, set_reply_serial
 from sockguard.protocols.order import ReplyOrder
@@ -32,7 +31,6 @@ INVALID_ARGS: Final = "org.freedesktop.DBus.Error.InvalidArgs"
 MATCH_INVALID: Final = "org.freedesktop.DBus.Error.MatchRuleInvalid"
 MATCH_NOT_FOUND: Final = "org.freedesktop.DBus.Error.MatchRuleNotFound"
 
-_TO_EVERYONE: Final = RequestVerdict(True, None, "the bus answers it to everyone")
 _NO_EAVESDROPPING: Final = RequestVerdict(False, None, "eavesdropping is not allowed")
 _NOT_SEEN: Final = RequestVerdict(False, None, "this name is not to be seen")
 _TO_NOBODY: Final = RequestVerdict(False, None, "a call without a destination, which a bus may give to anyone")
@@ -119,8 +117,6 @@ class BusCalls:
         gate = self._gate
         asks, name, rule = question
         verdict = gate.calls.get(fields) or gate.call(fields)
-        if asks is not None and verdict.rule is None and not verdict.allowed:
-            verdict = _TO_EVERYONE
         text = describe(gate.request(fields))
         if not verdict.allowed:
             return text, verdict

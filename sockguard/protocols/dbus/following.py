@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Final
 from sockguard.protocols.base import BACKEND, CLIENT
 from sockguard.protocols.dbus import body, match_rule, wire
 from sockguard.protocols.dbus.gate import TooMuch, names_asked_by
-from sockguard.protocols.dbus.judge import BUS, DbusRules
+from sockguard.protocols.dbus.judge import DbusRules
+from sockguard.protocols.dbus.names import BUS
 from sockguard.protocols.dbus.owners import EVERY_CHANGE, MAX_MATCHES, match_rules
 from sockguard.protocols.dbus.patterns import ANY, BELOW
 from sockguard.protocols.dbus.requests import Own, describe

@@ -12,8 +12,9 @@ from typing import Final
 
 from sockguard.protocols.base import RequestRules, RequestVerdict
 from sockguard.protocols.dbus.header import MAX_KNOWN
-from sockguard.protocols.dbus.judge import BUS, DbusRules
+from sockguard.protocols.dbus.judge import DbusRules
 from sockguard.protocols.dbus.match_rule import MatchRule
+from sockguard.protocols.dbus.names import BUS
 from sockguard.protocols.dbus.owners import Owners
 from sockguard.protocols.dbus.patterns import name_matches
 from sockguard.protocols.dbus.requests import Call, Own, Receive
@@ -26,6 +27,7 @@ MAX_NAMES: Final = 1024
 MAX_SUBSCRIPTIONS: Final = 1024
 """Match rules of one client by which it hears of owners."""
 
+_ITSELF: Final = RequestVerdict(True, None, "it is to the client itself")
 _OWNER: Final = "it owns a name that it was allowed to own"
 
 
@@ -74,10 +76,18 @@ class Gate:
     # ── what the client sends ──
 
     def call(self, fields: Fields) -> RequestVerdict:
-        """A call, or a signal, of the client's. A signal to all needs leave to call anyone, or a name of its own."""
+        """A call, or a signal, of the client's.
+
+        Who owns a name may also send the signals of its service: to all, and to those who have come to it. Anybody
+        may talk to themselves.
+        """
         verdict = self.rules.judge(self.request(fields))
-        if fields.kind == SIGNAL and fields.destination is None and not verdict.allowed and verdict.rule is None:
-            verdict = RequestVerdict(True, None, _OWNER) if self.owned else verdict
+        if not verdict.allowed and verdict.rule is None:
+            to = fields.destination
+            if to is not None and (to == self.unique or to in self.owned):
+                verdict = _ITSELF
+            elif fields.kind == SIGNAL and self.owned and (to is None or self.owners.met(to)):
+                return RequestVerdict(True, None, _OWNER)  # not remembered: whom it has met changes all the time
         return _remember(self.calls, fields, verdict)
 
     def request(self, fields: Fields) -> Call:

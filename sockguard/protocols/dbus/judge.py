@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias, cast
 
 from sockguard.protocols.base import Json, RequestRule, RequestVerdict
+from sockguard.protocols.dbus.driver import service
+from sockguard.protocols.dbus.names import BUS
 from sockguard.protocols.dbus.patterns import (
     ANY,
     BELOW,
@@ -25,8 +27,6 @@ from sockguard.protocols.dbus.patterns import (
 )
 from sockguard.protocols.dbus.requests import Call, Own, Receive
 
-BUS: Final = "org.freedesktop.DBus"
-"""The bus itself (dbus specification, Message Bus Messages)."""
 PRIVILEGED_INTERFACES: Final = ("org.freedesktop.DBus.Monitoring", "org.freedesktop.DBus.Verbose")
 PRIVILEGED_BELOW: Final = "org.freedesktop.DBus.Debug"
 PRIVILEGED_MEMBERS: Final = frozenset({"BecomeMonitor", "UpdateActivationEnvironment", "ReloadConfig"})
@@ -42,6 +42,7 @@ PLAIN_MEMBERS: Final = frozenset(
 """Members of the bus's other interfaces (dbus specification, Message Bus Messages and Standard Interfaces): a call
 without an interface that is none of these may be to a privileged one."""
 
+_TO_EVERYONE: Final = RequestVerdict(True, None, "the bus answers it to everyone, about names that they may see or own")
 _NO_RULE: Final = RequestVerdict(False, None, "no allow rule matches")
 _Kind: TypeAlias = type[Call] | type[Own] | type[Receive]
 _KINDS: Final[tuple[_Kind, ...]] = (Call, Own, Receive)
@@ -223,7 +224,10 @@ class DbusRules:
         every = self._allow_all
         if every is not None and (allowed is None or every.order < allowed.order):
             allowed = every
-        return _NO_RULE if allowed is None else allowed.verdict
+        if allowed is None:
+            to_bus = kind is Call and BUS in names and service(interface, member) is not None
+            return _TO_EVERYONE if to_bus else _NO_RULE
+        return allowed.verdict
 
     def visible(self, name: str) -> bool:
         """Whether this well-known name may be seen: some call to it, some signal from it, or owning it is allowed.

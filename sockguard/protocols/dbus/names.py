@@ -8,6 +8,9 @@ from __future__ import annotations
 import re
 from typing import Final
 
+BUS: Final = "org.freedesktop.DBus"
+"""The bus itself (dbus specification, Message Bus Messages)."""
+
 MAX_NAME: Final = 255
 """Bytes of any name; object paths have no limit of their own."""
 

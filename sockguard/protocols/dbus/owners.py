@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from sockguard.protocols.dbus.judge import BUS
+from sockguard.protocols.dbus.names import BUS
 from sockguard.protocols.dbus.patterns import ANY, BELOW
 
 MAX_MATCHES: Final = 16

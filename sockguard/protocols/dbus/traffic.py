@@ -14,7 +14,7 @@ from sockguard.protocols.dbus import wire
 from sockguard.protocols.dbus.bus_calls import ACCESS_DENIED, LIMITS_EXCEEDED, BusCalls
 from sockguard.protocols.dbus.following import PATH, Following
 from sockguard.protocols.dbus.gate import Gate, TooMuch, of_dbus
-from sockguard.protocols.dbus.judge import BUS
+from sockguard.protocols.dbus.names import BUS
 from sockguard.protocols.dbus.requests import Call, describe
 from sockguard.protocols.dbus.wire import (
     METHOD_CALL,

@@ -154,4 +154,4 @@ def test_the_example_is_good_on_this_machine(tmp_path: Path) -> None:
     copy = shutil.copy(EXAMPLE, tmp_path / "sockguard.toml")
     os.chmod(copy, 0o644)
     tmp_path.chmod(0o755)
-    assert set(load_file(str(copy)).proxies) == {"printer", "queue", "session"}
+    assert set(load_file(str(copy)).proxies) == {"printer", "queue", "session", "bus", "docker"}

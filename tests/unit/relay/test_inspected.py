@@ -404,6 +404,16 @@ def test_a_half_close_waits_for_what_was_sent(control: Control) -> None:
     assert read(client, 11) == b"still here\n"
 
 
+def test_descriptors_do_not_wait_for_ever(control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CVE-2014-3637: the client's own end, passed with half a line, would keep the connection when the client ends."""
+    monkeypatch.setattr(inspected, "FDS_SECONDS", 0.2)
+    client, backend = control.link()
+    client.sendmsg([b"pa"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [client.fileno()]))])
+    client.close()
+    assert control.outcome() == ("limit", "descriptors waited 0.2 s for the rest of their message")
+    assert backend.recv(1) == b""
+
+
 def test_without_credit_no_request_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     with running(monkeypatch) as control:
         control.configure(1, sets=[[0, []]])
@@ -492,6 +502,22 @@ def test_a_client_that_sends_and_goes_is_heard_to_its_end(control: Control) -> N
     assert read(backend, 700_000) == b"pass x\n" * 100_000
     sender.join()
     assert control.outcome() == ("closed", "")
+
+
+def test_a_client_that_asks_and_goes_unanswered_is_heard_to_its_end(control: Control) -> None:
+    """Answers that it does not wait for must not cost it what it had sent: a service would have read that, too."""
+    client, backend = control.link()
+    client.sendall(b"flood 100000\n" + b"pass x\n" * 10_000)
+    client.close()
+    assert read(backend, 70_000) == b"pass x\n" * 10_000
+    assert control.outcome()[0] in ("closed", "client_reset")
+
+
+def test_a_client_that_hears_nothing_more_is_let_go(control: Control) -> None:
+    client, _backend = control.link()
+    client.shutdown(socket.SHUT_RD)
+    client.sendall(b"deny 1\n")
+    assert control.outcome() == ("client_reset", "")
 
 
 def test_a_service_that_answers_and_goes_is_heard_to_its_end(control: Control) -> None:

@@ -107,3 +107,27 @@ def test_who_may_answer() -> None:
 def test_rules_of_another_protocol() -> None:
     with pytest.raises(TypeError):
         of_dbus(object())  # type: ignore[arg-type]
+
+
+def test_signals_of_a_service_to_who_has_come_to_it() -> None:
+    """Who owns a name may send signals to all and to whom it has met, and nothing else to anybody."""
+    made = opened({"own": "org.example.Mine"})
+    to_all, to_one = fields_of(None, kind=wire.SIGNAL), fields_of(STRANGER, kind=wire.SIGNAL)
+    assert not made.call(to_all).allowed
+    made.acquired("org.example.Mine")
+    assert made.call(to_all).allowed
+    assert not made.call(to_one).allowed
+    made.owners.meet(STRANGER)
+    assert made.call(to_one).allowed
+    assert not made.call(fields_of(STRANGER)).allowed
+    made.lost("org.example.Mine")
+    assert not made.call(to_one).allowed
+
+
+def test_anybody_may_talk_to_themselves() -> None:
+    made = opened({"own": "org.example.Mine"})
+    made.unique = ":1.7"
+    assert made.call(fields_of(":1.7")).allowed
+    assert not made.call(fields_of("org.example.Mine")).allowed
+    made.acquired("org.example.Mine")
+    assert made.call(fields_of("org.example.Mine")).allowed

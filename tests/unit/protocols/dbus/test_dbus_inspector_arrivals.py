@@ -6,7 +6,7 @@ import pytest
 
 from sockguard.protocols.dbus import traffic, wire
 from sockguard.protocols.dbus.body import pack
-from sockguard.protocols.dbus.judge import BUS
+from sockguard.protocols.dbus.names import BUS
 from sockguard.protocols.dbus.wire import METHOD_CALL, METHOD_RETURN, NO_REPLY_EXPECTED, SIGNAL
 from tests.unit.protocols.dbus.making import message, number, text, variant
 from tests.unit.protocols.dbus.scripted import (
@@ -78,6 +78,17 @@ def test_who_came_may_be_asked_about(piece: int) -> None:
         assert (scene.reached() == ["GetConnectionUnixUser"]) != gone
 
 
+def test_a_caller_may_be_asked_about(piece: int) -> None:
+    """Whoever calls a name that the client owns; nobody who was turned away."""
+    scene = Scene(rules([{"own": APP}]), piece=piece, owners={})
+    scene.bus.signal("NameAcquired", APP, destination=ME)
+    scene.play.backend(arriving(METHOD_CALL, APP, STRANGER))
+    scene.play.backend(arriving(SIGNAL, ME, SECRET_OWNER))
+    for unique in (STRANGER, SECRET_OWNER):
+        scene.ask("GetConnectionCredentials", unique)
+    assert [got.values for got in scene.bus.seen] == [[STRANGER]]
+
+
 def test_reply_serial_on_an_arrival_changes_nothing(piece: int) -> None:
     """Not even with the serial of a call that waits, by the peer that was called."""
     scene = Scene(rules([{"destination": APP}]), piece=piece)
@@ -110,6 +121,19 @@ def test_a_bound_on_arrived_calls(piece: int, monkeypatch: pytest.MonkeyPatch) -
     assert [got.reply_to for got in scene.bus.seen] == [72, 73]
 
 
+def test_serials_wrap_around(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None under which a call waits for the client's answer."""
+    scene = Scene(rules(FROM_APP), piece=piece)
+    scene.play.backend(arriving(METHOD_CALL, ME, APP_OWNER, serial=71))
+    (call,) = scene.got()
+    monkeypatch.setattr(traffic, "_LAST_SERIAL", call.serial)
+    for _ in range(call.serial * 2):
+        scene.play.backend(arriving(SIGNAL, None, APP_OWNER))
+    serials = [got.serial for got in scene.got()]
+    assert call.serial not in serials
+    assert set(serials) == set(range(1, call.serial))
+
+
 def test_permissive_lets_arrivals_in(piece: int) -> None:
     scene = Scene(rules(FROM_APP), piece=piece, enforce=False)
     for _ in range(2):
@@ -132,6 +156,16 @@ def test_overheard(piece: int) -> None:
     assert [got.reply_to for got in scene.got()] == [called.serial, 0, called.serial]
     scene.bus.reply(called, sender=APP_OWNER)
     assert [got.reply_to for got in scene.got()] == [serial]
+
+
+def test_overheard_names_are_not_its_own(piece: int) -> None:
+    """What the bus tells another of its names gives the client no rights when other rules hold."""
+    scene = Scene(rules(None), piece=piece)
+    scene.bus.signal("NameAcquired", "org.example.Other", destination=STRANGER)
+    scene.renew(rules(FROM_APP))
+    assert "ReleaseName" not in scene.reached()
+    scene.send(wire.signal(scene.next(), "/", APP, "Spread", "", b""))
+    assert scene.reached() == []
 
 
 def test_overheard_no_more(piece: int) -> None:

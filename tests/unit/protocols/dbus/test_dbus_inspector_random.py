@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sockguard.protocols.dbus import wire
-from sockguard.protocols.dbus.judge import BUS
+from sockguard.protocols.dbus.names import BUS
 from tests.unit.protocols.dbus.scripted import APP, APP_OWNER, DENIED, PATH, SECRET, SECRET_OWNER, Scene, rules
 
 ALLOWED = {APP: APP_OWNER, APP_OWNER: APP_OWNER}

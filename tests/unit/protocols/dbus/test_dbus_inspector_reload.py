@@ -6,7 +6,7 @@ import pytest
 
 from sockguard.protocols.dbus import following, owners, wire
 from sockguard.protocols.dbus.body import pack
-from sockguard.protocols.dbus.judge import BUS
+from sockguard.protocols.dbus.names import BUS
 from sockguard.protocols.dbus.wire import NO_REPLY_EXPECTED, SIGNAL
 from tests.unit.protocols.dbus.scripted import (
     APP,
@@ -131,6 +131,17 @@ def test_names_are_given_back(piece: int) -> None:
     scene.bus.seen.clear()
     scene.renew(rules())
     assert [got.values[0] for got in scene.bus.seen if got.says == "ReleaseName"][-1] == APP
+
+
+def test_owners_are_forgotten_with_the_rules(piece: int) -> None:
+    """Who was the owner while nobody followed is none later, though the bus lists no such name to ask for."""
+    family = rules([{"destination": "org.example.*"}])
+    scene = Scene(family, piece=piece)
+    scene.renew(rules([{"destination": "com.example.App"}]))
+    scene.bus.owner_changes(APP, "")
+    scene.renew(family)
+    scene.call(APP_OWNER)
+    assert scene.said() == [DENIED]
 
 
 def test_permissive_and_back(piece: int) -> None:

@@ -114,10 +114,21 @@ def test_the_index_changes_no_verdict(rules: list[RequestRule], request: Request
             if wanted is None and rule.deny is deny and fits:
                 wanted = rule
     found = compile_rules(rules, {}).judge(request)
-    assert (found.allowed, found.rule) == (wanted is not None and not wanted.deny, wanted and wanted.name)
+    allowed = for_everyone(request) if wanted is None else not wanted.deny
+    assert (found.allowed, found.rule) == (allowed, wanted and wanted.name)
 
 
-@given(st.lists(RULES, max_size=5), REQUESTS)
+def for_everyone(request: Request) -> bool:
+    """Of the members here the bus itself answers these to everyone, and only by an interface that has them."""
+    return (
+        isinstance(request, Call)
+        and "org.freedesktop.DBus" in request.destinations
+        and request.member in ("Get", "GetAll")
+        and request.interface is None
+    )
+
+
+@given(st.lists(RULES, max_size=5), REQUESTS.filter(lambda request: not for_everyone(request)))
 def test_what_is_allowed_is_seen_and_followed(rules: list[RequestRule], request: Request) -> None:
     """Some name of a request that is allowed is visible; and a verdict rests on no name that is not followed."""
     compiled = compile_rules(rules, {})
@@ -174,3 +185,20 @@ def test_patterns_take_linear_time() -> None:
     deep = path_glob("/" + "*a*/" * 50 + "**")
     assert not isinstance(deep, str)
     assert not deep.matches("/b" * 200)
+
+
+def test_what_the_bus_answers_to_everyone_and_what_it_does_not() -> None:
+    """As explain says it: the same verdict as that of the relay."""
+    rules = compile_rules(
+        [RequestRule("no", True, [{"destination": ["org.freedesktop.DBus"], "member": ["GetId"]}])], {}
+    )
+    for text, allowed in {
+        "call org.freedesktop.DBus / org.freedesktop.DBus.ListNames": True,
+        "call org.freedesktop.DBus / ListNames": True,
+        "call org.freedesktop.DBus / org.freedesktop.DBus.GetId": False,
+        "call org.freedesktop.DBus / org.example.ListNames": False,
+        "call org.freedesktop.DBus / BecomeMonitor": False,
+        "call org.freedesktop.DBus / org.freedesktop.DBus.ReloadConfig": False,
+        "call org.example.App / org.freedesktop.DBus.ListNames": False,
+    }.items():
+        assert rules.judge(parse_request(text, {})).allowed is allowed, text

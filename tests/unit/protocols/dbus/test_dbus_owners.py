@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sockguard.protocols.dbus import match_rule, owners
-from sockguard.protocols.dbus.judge import BUS
+from sockguard.protocols.dbus.names import BUS
 from sockguard.protocols.dbus.owners import EVERY_CHANGE, MAX_MATCHES, Owners, match_rules
 
 NAMES = ["org.a", "org.b", "org.c"]
