@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Final
 
 from sockguard.protocols.dbus import body, match_rule, wire
+from sockguard.protocols.dbus.following import PATH
+from sockguard.protocols.dbus.names import BUS
 from sockguard.protocols.dbus.sasl import ClientSide, Refused, ServerSide
 from sockguard.protocols.dbus.signature import Malformed, valid_signature
 from tests.fuzz.target import Target
+from tests.unit.protocols.dbus.scripted import APP, APP_OWNER, ME, Scene, rules
 
 _MESSAGES: Final = (
     wire.method_call(5, "/org/example", "org.example.Thing", "Do", "org.example.Service", "s", b"\2\0\0\0hi\0"),
@@ -67,6 +70,21 @@ def _server(data: bytes) -> None:
     assert expected[1:] == (replies, begun)
 
 
+def _inspector(data: bytes) -> None:
+    """What a client sends behind Hello, one part whole and one byte by byte: the same reaches the bus, and nothing that
+    is not allowed; nothing but the connection's end comes of what cannot be read.
+    """
+    reached = []
+    for piece in (0, 1):
+        scene = Scene(rules([{"destination": APP}, {"own": "org.example.Own"}]), piece=piece)
+        scene.send(data)
+        assert scene.play.outcome in (None, "malformed", "limit")
+        called = [got.fields for got in scene.bus.seen if got.fields.kind == wire.METHOD_CALL]
+        assert all(fields.destination in (APP, APP_OWNER, ME, BUS) for fields in called)
+        reached.append(scene.reached())
+    assert reached[0] == reached[1]
+
+
 TARGETS: Final = {
     "dbus-header": Target(_header, (Malformed,), _MESSAGES),
     "dbus-body": Target(_body, (Malformed,), (b"ls\0\2\0\0\0hi\0", b"lasu\0\0\0\0\0\1\0\0\0", b"Bog\0\0\0\0\1/\0\0\0")),
@@ -82,6 +100,15 @@ TARGETS: Final = {
         (
             b"\0AUTH EXTERNAL 31303030\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\nl\1",
             b"\0AUTH EXTERNAL\r\nDATA\r\nCANCEL\r\nAUTH\r\n",
+        ),
+    ),
+    "dbus-inspector": Target(
+        _inspector,
+        (Malformed,),  # of the bus in the scene, which reads bodies too
+        (
+            wire.method_call(5, "/org/example", "org.example.Thing", "Do", APP, "s", b"\2\0\0\0hi\0") + _MESSAGES[0],
+            wire.method_call(6, PATH, BUS, "AddMatch", BUS, "s", b"\x0d\0\0\0type='signal'\0") + _MESSAGES[3],
+            wire.method_call(7, PATH, BUS, "RequestName", BUS, "su", b"\7\0\0\0org.App\0\0\0\0\0"),
         ),
     ),
     "dbus-client": Target(

@@ -1,5 +1,8 @@
-"""What broke other proxies and buses, by its number. Eavesdropping (CVE-2026-34080) is in test_dbus_adversary.py;
-`own` that took names below, and activation before the policy (dbus-broker, pull 462), in test_dbus_names.py.
+"""What broke other proxies and buses, by its number.
+
+Elsewhere: eavesdropping (CVE-2026-34080) in test_dbus_adversary.py; `own` that took names below, and activation before
+the policy (dbus-broker, pull 462), in test_dbus_names.py; a connection that its own descriptor keeps open
+(CVE-2014-3637) in unit/relay/test_inspected.py.
 """
 
 from __future__ import annotations

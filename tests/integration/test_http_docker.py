@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.containers import IMAGE, KINDS, docker, docker_environment, docker_started
-from tests.support.docker_commands import CI, COMMANDS, OPERATOR, READER, USERS, Command, Guarded, guarded_engine, run
+from tests.support.docker_commands import CI, COMMANDS, OPERATOR, READER, Command, Guarded, guarded_engine
 from tests.support.servers import ended
 
 pytestmark = pytest.mark.root
@@ -45,18 +45,15 @@ def line_of(process: subprocess.Popen[bytes]) -> bytes:
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name.replace("\xa0", "_"))
 def test_each_command_passes_or_is_refused(guarded: Guarded, command: Command) -> None:
     """For the operator the CLI shows what it shows without the guard; others get that, or a denial that is recorded."""
-    direct = run(guarded.engine, command, guarded.engine.socket, None)
-    for user, uid in USERS.items():
-        before = len(guarded.denials(uid))
-        done = run(guarded.engine, command, guarded.public, uid)
-        refused = guarded.settled(uid)[before:]
+    direct, users = guarded.run(command)
+    for user, (done, denied) in users.items():
         if user == "operator" or user in command.may:
-            assert not refused, user
+            assert not denied, user
             assert done.status == direct.status, (user, done)
             if command.same:
                 assert done == direct, user
         else:
-            assert refused, (user, done)
+            assert denied, (user, done)
             assert done.status != 0, (user, done)
             if command.words[0] not in MUTE:
                 assert "sockguard" in (done.errors + done.output).decode(), (user, done)

@@ -101,9 +101,9 @@ def test_each_call_of_the_sdk_passes_or_is_refused(guarded: Guarded, name: str) 
     direct = sdk(guarded.engine.socket, 0, call)
     assert name == "privileged" or "Error:" not in direct, direct
     for user, uid in (("operator", OPERATOR), ("ci", CI), ("reader", READER)):
-        before = len(guarded.denials(uid))
+        before = len(guarded.denials()[uid])
         said = sdk(guarded.public, uid, call)
-        assert (len(guarded.settled(uid)) > before) == (user not in may.split()), (user, said)
+        assert (len(guarded.denials()[uid]) > before) == (user not in may.split()), (user, said)
         if user not in may.split() and name == "events":
             assert said == "[]"  # the SDK does not look at the status here
         elif user not in may.split():
@@ -177,6 +177,8 @@ def test_a_reader_of_metrics(guarded: Guarded) -> None:
 def test_an_empty_body_makes_nothing(guarded: Guarded, target: str) -> None:
     """No body has nothing in it that is forbidden, so it is let through: what an engine makes of it is no container
     and no process. An empty one in chunks is no JSON, and denied."""
+    containers = guarded.engine.containers()
+    processes = guarded.engine.get("/containers/web/json")["ExecIDs"]
     for fields, wanted in (
         (b"", 0),
         (b"Content-Length: 0\r\n", 0),
@@ -189,5 +191,5 @@ def test_an_empty_body_makes_nothing(guarded: Guarded, target: str) -> None:
         (status,) = statuses(answer.encode("latin-1"))
         assert (status == 403) == bool(wanted), answer
         assert status >= 400, answer
-    assert guarded.engine.containers() == {"web", "old"}
-    assert not guarded.engine.get("/containers/web/json")["ExecIDs"]
+    assert guarded.engine.containers() == containers
+    assert sorted(guarded.engine.get("/containers/web/json")["ExecIDs"] or ()) == sorted(processes or ())

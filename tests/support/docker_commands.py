@@ -12,7 +12,9 @@ import io
 import re
 import sys
 import tarfile
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -201,15 +203,21 @@ _VARYING: Sequence[tuple[re.Pattern[bytes], bytes]] = [
 ]
 
 
-def run(engine: Engine, command: Command, path: Path, uid: int | None) -> Result:
-    """Run it on that socket as that user, between what goes before and after."""
+def run(engine: Engine, command: Command, *whom: tuple[Path, int | None]) -> list[Result]:
+    """Run it on each of these sockets as that user, at the same time, between what goes before and after."""
     for line in command.before:
         docker(engine.socket, *split(line))
     try:
-        done = docker(path, *command.words, uid=uid, data=command.data)
+        with ThreadPoolExecutor(len(whom)) as pool:
+            results = list(pool.map(lambda one: _run(command, *one), whom))
     finally:
         for line in command.after:
             docker(engine.socket, *split(line))
+    return results
+
+
+def _run(command: Command, path: Path, uid: int | None) -> Result:
+    done = docker(path, *command.words, uid=uid, data=command.data)
     output, errors = (text.replace(str(path).encode(), b"PATH") for text in (done.stdout, done.stderr))
     for pattern, instead in _VARYING:
         output, errors = pattern.sub(instead, output), pattern.sub(instead, errors)
@@ -224,16 +232,32 @@ class Guarded:
     public: Path
     daemon: Daemon
 
-    def denials(self, uid: int) -> list[str]:
-        """The requests of that user that were denied so far, from the audit events."""
-        return [event["request"] for event in self.daemon.events("request_denied") if event["uid"] == uid]
-
-    def settled(self, uid: int) -> list[str]:
-        """As ``denials``, once all that was denied is told: the one relay tells of a denial of root behind it."""
+    def denials(self) -> dict[int, list[str]]:
+        """The requests that were denied so far, by user. The one relay tells of a denial of root behind all others."""
         since = len(self.daemon.lines)
         assert statuses(talk(self.public, b"GET /settled HTTP/1.1\r\nHost: x\r\n\r\n")) == [403]
         self.daemon.wait_for("request_denied", lambda event: event["seq"] > since and event["uid"] == 0)
-        return self.denials(uid)
+        found: dict[int, list[str]] = defaultdict(list)
+        for event in self.daemon.events("request_denied"):
+            found[event["uid"]].append(event["request"])
+        return found
+
+    def run(self, command: Command) -> tuple[Result, dict[str, tuple[Result, list[str]]]]:
+        """What root gets without the guard; and what each user gets, with the requests that were denied to him."""
+        before = self.denials()
+        direct, users = (self.engine.socket, None), {user: (self.public, uid) for user, uid in USERS.items()}
+        refused = [user for user in users if user != "operator" and user not in command.may]
+        # Who may changes what others would find, but for those who only look; a refused one changes nothing.
+        groups = [[user] for user in ("", *users) if user not in refused] + [refused] * bool(refused)
+        if not (command.before or command.after or "prune" in command.words):
+            groups = [["", *users]]
+        results: dict[str, Result] = {}
+        for group in groups:
+            done = run(self.engine, command, *(users.get(user, direct) for user in group))
+            results.update(zip(group, done, strict=True))
+        denied = self.denials()
+        told = {user: denied[uid][len(before[uid]) :] for user, uid in USERS.items()}
+        return results.pop(""), {user: (result, told[user]) for user, result in results.items()}
 
 
 @contextlib.contextmanager
@@ -257,11 +281,10 @@ def table(guarded: Guarded) -> Iterator[list[str]]:
     """A row a command: the command, and for each user whether it passed; of a refusal what the CLI showed."""
     for command in COMMANDS:
         row = [f"`{command.name}`".replace("\xa0", " ")]
-        for uid in USERS.values():
-            before = len(guarded.denials(uid))
-            done = run(guarded.engine, command, guarded.public, uid)
-            refused = len(guarded.settled(uid)) > before
-            row.append(done.last_line if refused else "passed" if done.status == 0 else f"passed, status {done.status}")
+        _, users = guarded.run(command)
+        for user in USERS:
+            done, denied = users[user]
+            row.append(done.last_line if denied else "passed" if done.status == 0 else f"passed, status {done.status}")
         yield row
 
 

@@ -9,7 +9,8 @@ from sockguard.protocols.base import Json, RequestRule
 from sockguard.protocols.dbus import body, wire
 from sockguard.protocols.dbus.body import Value
 from sockguard.protocols.dbus.inspector import DbusInspector
-from sockguard.protocols.dbus.judge import BUS, DbusRules
+from sockguard.protocols.dbus.judge import DbusRules
+from sockguard.protocols.dbus.names import BUS
 from sockguard.protocols.dbus.rules import read_what
 from sockguard.protocols.dbus.wire import Fields
 from tests.unit.protocols.dbus.making import message, number, text
