@@ -32,7 +32,9 @@ def system_findings(config: Config) -> list[Finding]:
     found = [*kernel_findings(), *privilege_findings(config, process)]
     for proxy in config.proxies.values():
         found += backend_findings(proxy, guards, guard_gids, members_of=members_of)
-        found += rule_findings(proxy.name, proxy.rules, now, enforce=proxy.enforce)
+        found += rule_findings(
+            proxy.name, proxy.rules, now, enforce=proxy.enforce, protocol=proxy.protocol, options=proxy.options
+        )
     return found
 
 

@@ -1,4 +1,4 @@
-"""Rules that do not do what they seem to: shadowed, repeated, ended, escapable. Pure.
+"""Rules that do not do what they seem to: shadowed, repeated, ended, escapable, wider than they look. Pure.
 
 Reports only what is certain from the rules as plain data: inclusion is that of sets (uids, gids, and patterns as
 literal text, so a glob that happens to cover another is not seen). It must never guess at what an author meant.
@@ -6,13 +6,16 @@ literal text, so a glob that happens to cover another is not seen). It must neve
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from types import MappingProxyType
 from typing import Final, Literal
 
 from sockguard.identity.peer import OVERFLOW_ID
 from sockguard.policy.rule import Action, Rule, Users, Who
+from sockguard.protocols.base import Json
+from sockguard.protocols.registry import PROTOCOLS, rules_of
 
 MAX_ID: Final = 0xFFFF_FFFE
 """The highest uid or gid: 2**32 - 1 means "none" to the kernel (setresuid(2))."""
@@ -41,10 +44,18 @@ class Finding:
     remedy: str
 
 
-def rule_findings(proxy: str, rules: Sequence[Rule], now: datetime, *, enforce: bool = True) -> list[Finding]:
+def rule_findings(
+    proxy: str,
+    rules: Sequence[Rule],
+    now: datetime,
+    *,
+    enforce: bool = True,
+    protocol: str = "stream",
+    options: Mapping[str, Json] = MappingProxyType({}),
+) -> list[Finding]:
     """What is odd about the rules of one proxy, in the order of the rules.
 
-    ``now`` is an aware datetime. ``enforce`` is the proxy's.
+    ``now`` is an aware datetime. ``enforce``, ``protocol`` and the protocol's ``options`` are the proxy's.
     """
     subjects = _subjects(proxy, rules)
     live = [i for i, rule in enumerate(rules) if rule.until is None or rule.until > now]
@@ -59,6 +70,7 @@ def rule_findings(proxy: str, rules: Sequence[Rule], now: datetime, *, enforce: 
             found += _shadowed(subjects[i], rule, before, after)
             if rule.action is Action.DENY:
                 found += _weak_deny(subjects[i], rule, [*before, *after])
+            found += _of_its_requests(subjects[i], rule, protocol, options)
     return found
 
 
@@ -123,6 +135,14 @@ def _weak_deny(subject: str, deny: Rule, others: Sequence[Rule]) -> Iterator[Fin
             remedy = "name the users to admit in that allow, or see that nobody denied here has sub-uids or sub-gids"
             yield Finding("warning", subject, text, remedy)
             return
+
+
+def _of_its_requests(subject: str, rule: Rule, protocol: str, options: Mapping[str, Json]) -> Iterator[Finding]:
+    """What the protocol finds odd about the requests that the rule names."""
+    warnings = getattr(rules_of(protocol), "warnings", None) if protocol in PROTOCOLS else None  # not every protocol's
+    if warnings is not None:
+        for text, remedy in warnings(rule.what, options, deny=rule.action is Action.DENY):
+            yield Finding("warning", subject, text, remedy)
 
 
 def _escapable(deny: Rule, allow: Rule) -> bool:

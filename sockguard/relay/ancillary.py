@@ -25,7 +25,10 @@ from sockguard.privsep.messages import MAX_FDS
 
 _UCRED: Final = struct.Struct("3I")  # struct ucred: pid, uid, gid (unix(7))
 CONTROL_BYTES: Final = socket.CMSG_SPACE(MAX_FDS * array("i").itemsize) + socket.CMSG_SPACE(_UCRED.size)
-PEEK: Final = socket.MSG_PEEK | socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+# Plain numbers: arithmetic with an IntFlag costs a microsecond and more, for each message.
+READ: Final = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
+PEEK: Final = int(socket.MSG_PEEK) | READ
+CUT: Final = int(socket.MSG_CTRUNC)
 
 _PROT_NONE: Final = 0  # mmap(2)
 

@@ -25,7 +25,7 @@ from sockguard.privsep.channel import close_all, received_fds
 from sockguard.privsep.messages import MAX_FDS
 from sockguard.protocols.base import BACKEND, CLIENT, FOREVER, Kind, RequestRules, RequestVerdict, Source, Start
 from sockguard.protocols.registry import inspector_of
-from sockguard.relay.ancillary import CONTROL_BYTES, sender
+from sockguard.relay.ancillary import CONTROL_BYTES, CUT, READ, sender
 from sockguard.relay.options import TICK_SECONDS, Options
 from sockguard.relay.stream import CHUNK, FOR_NOW, MAX_IN_FLIGHT, READ_EVENTS
 
@@ -50,7 +50,6 @@ _WRITE_EVENTS: Final = READ_EVENTS | select.EPOLLOUT
 _READABLE: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 _END: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 _GONE: Final = select.EPOLLHUP | select.EPOLLERR
-_READ: Final = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
 
 _view: Final = memoryview(bytearray(CHUNK))  # one buffer for the whole process
 _views: Final = [_view]
@@ -64,7 +63,6 @@ class InspectedLink:
         "_linger_until",
         "_outcome",
         "_why",
-        "asking",
         "backend",
         "client",
         "ending",
@@ -91,7 +89,7 @@ class InspectedLink:
         self.number = number
         self.options = options
         self.seen = loop.tick
-        self.asking = self.ending = False
+        self.ending = False
         self._deadline = self._linger_until = 0
         self._outcome = self._why = ""
         self.client = InspectedSide(self, client, CLIENT, uid if options.same_user else -1)
@@ -127,7 +125,7 @@ class InspectedLink:
         side = self.sides[to]
         source = side.other
         passed = source.take_fds(fds) if fds else []
-        if source.passing and source.passing != FOREVER:
+        if source.passing > 0:  # a passthrough that is not FOREVER
             side.held.append((bytes(data), passed))
             side.queued += len(data)
         else:
@@ -310,35 +308,36 @@ class InspectedSide:
 
     def pump(self) -> None:
         """Read and show one chunk at most; more of it after the others had their turn."""
-        if self.closed or self._must_wait():
+        link = self.link
+        if (self.other.out or link.ending or self.paused or self.queued or link.loop.credit <= 0) and self._must_wait():
             return
-        if self.rest and not self.stuck:
-            self._show_rest()
-            if self.closed or self._must_wait():
+        if self.stuck or self.ended or self.rest:
+            if self.rest and not self.stuck:
+                self._show_rest()
+                if link.ending or self._must_wait():
+                    return
+            if self.ended or (self.stuck and len(self.rest) >= link.inspector.max_buffer):
+                if self.gone:
+                    link.end("closed")  # nobody is there any more for what the inspector waits for
                 return
-        if self.ended or (self.stuck and len(self.rest) >= self.link.inspector.max_buffer):
-            if self.gone:
-                self.link.end("closed")  # nobody is there any more for what the inspector waits for
-            return
         passing = self.passing
         wanted = passing if 0 < passing < CHUNK else CHUNK
         try:
-            length, control, flags, _ = self.read(_views if wanted == CHUNK else [_view[:wanted]], CONTROL_BYTES, _READ)
+            length, control, flags, _ = self.read(_views if wanted == CHUNK else [_view[:wanted]], CONTROL_BYTES, READ)
         except BlockingIOError:
             if self.deaf and self.index == CLIENT:  # all is heard that it had to say, and it hears no answer
-                self.link.end(self.reset_outcome)
+                link.end(self.reset_outcome)
             return
         except ConnectionResetError:
             self.broken = self.gone = True
             self._end_of_stream()
             return
-        if (control or flags & socket.MSG_CTRUNC) and not self._take_control(length, control, flags):
+        if (control or flags & CUT) and not self._take_control(length, control, flags):
             return
         if not length:
             self._end_of_stream()
             return
         self.received += length
-        link = self.link
         link.seen = link.loop.tick
         if passing:
             self._pass(_view[:length])
@@ -354,18 +353,21 @@ class InspectedSide:
 
     def _must_wait(self) -> bool:
         link = self.link
-        if self.other.out or link.ending or link.asking or (self.paused and not self.passing):
+        if self.other.out or link.ending or (self.paused and not self.passing):
             return True
         if self.passing == FOREVER:
             return False
-        return self.queued > MAX_UNREAD_REPLIES or (self.index == CLIENT and link.loop.out_of_credit(self))
+        if link.loop.credit <= 0 and self.index == CLIENT:
+            link.loop.wait_for_credit(self)
+            return True
+        return self.queued > MAX_UNREAD_REPLIES
 
     def _take_control(self, length: int, control: list[tuple[int, int, bytes]], flags: int) -> bool:
         """What came with the bytes. False when it has ended the connection."""
         fds = received_fds(control)
         link = self.link
         outcome = ""
-        if flags & socket.MSG_CTRUNC:
+        if flags & CUT:
             outcome = "out_of_files"
         elif self.sender >= 0 and length and sender(control) != self.sender:
             outcome = "sender_changed"
@@ -411,29 +413,31 @@ class InspectedSide:
         """Show it until the inspector uses no more of it; give how much is used."""
         link = self.link
         start, end = 0, len(data)
-        while start < end and not link.ending:
+        while True:
             if self.passing:
                 count = end - start if self.passing == FOREVER else min(self.passing, end - start)
                 self._pass(data[start : start + count])
             else:
-                if self.index == CLIENT and link.loop.out_of_credit(self):
-                    self.stuck = False
-                    return start
                 self.stuck = True  # unless the inspector asks to be shown the rest again
-                count = self._ask(data[start:end])
+                try:
+                    count = link.inspector.received(self.index, data[start:] if start else data, len(self.fds))
+                except OSError:
+                    raise
+                except Exception:
+                    link.faulty()
+                    return end
                 if not count and not self.passing:
                     return start
             start += count
-        return end
-
-    def _ask(self, data: memoryview) -> int:
-        try:
-            return self.link.inspector.received(self.index, data, len(self.fds))
-        except OSError:
-            raise
-        except Exception:
-            self.link.faulty()
-            return len(data)
+            if start == end:
+                self.stuck = False
+                return end
+            if link.ending:
+                return end
+            if link.loop.credit <= 0 and self.index == CLIENT and not self.passing:
+                link.loop.wait_for_credit(self)
+                self.stuck = False
+                return start
 
     def _end_of_stream(self) -> None:
         link = self.link

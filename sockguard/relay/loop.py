@@ -71,7 +71,7 @@ class Loop:
         self._timed: set[AnyLink] = set()
         self._ended: list[Row] = []
         self._requests: list[Row] = []
-        self._credit = 0
+        self.credit = 0  # requests that may be told; none is read while there is none
         self._without_credit: set[AnySide] = set()
         self._outbox: deque[Message] = deque()
         self._rules = Rules()
@@ -167,18 +167,15 @@ class Loop:
 
         One read can be of many requests, so credit may be overdrawn; false when it was overdrawn too far already.
         """
-        if self._credit <= -MAX_OVERDRAFT:
+        if self.credit <= -MAX_OVERDRAFT:
             return False
-        self._credit -= 1
+        self.credit -= 1
         self._requests.append((number, kind, rule, _cut(reason), _cut(request)))
         return True
 
-    def out_of_credit(self, side: AnySide) -> bool:
-        """True when no more may be told just now: no request may be read, and that side is pumped when it may."""
-        if self._credit > 0:
-            return False
+    def wait_for_credit(self, side: AnySide) -> None:
+        """Pump that side when there is credit again."""
         self._without_credit.add(side)
-        return True
 
     def link_ended(self, number: int, from_client: int, from_backend: int, outcome: str, reason: str = "") -> None:
         self._timed.discard(self._links.pop(number))
@@ -229,7 +226,7 @@ class Loop:
                 for row in message.rows:
                     self._assign(*map(int, check_row(row, int, int)))
             case Credits():
-                self._credit += message.count
+                self.credit += message.count
                 waiting, self._without_credit = self._without_credit, set()
                 self._pump(waiting)
             case Close():

@@ -13,13 +13,13 @@ from array import array
 from typing import Final
 
 from sockguard.privsep.channel import close_all, received_fds
-from sockguard.relay.ancillary import CONTROL_BYTES, PEEK, sender
+from sockguard.relay.ancillary import CONTROL_BYTES, CUT, PEEK, sender
 from sockguard.relay.stream import CHUNK, FOR_NOW, MAX_IN_FLIGHT, Link, Side
 
 MAX_RECORD: Final = 64 * 1024 * 1024
 """Bytes of a record: far above what net.core.wmem_max lets anybody send."""
 
-_PEEK_LENGTH: Final = PEEK | socket.MSG_TRUNC  # the record's own length, however small the buffer (recv(2))
+_PEEK_LENGTH: Final = PEEK | int(socket.MSG_TRUNC)  # the record's own length, however small the buffer (recv(2))
 
 
 class _Buffer:
@@ -79,7 +79,7 @@ class RecordSide(Side):
         """Send the record that was peeked with its fds (ours, as copies), then take it from the queue."""
         link = self.link
         try:
-            if flags & socket.MSG_CTRUNC:
+            if flags & CUT:
                 link.end("out_of_files", clean=False)
                 return
             if fds and link.options.refuse_fds:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from sockguard.privsep.channel import close_all, received_fds
 from sockguard.privsep.messages import MAX_FDS
-from sockguard.relay.ancillary import CONTROL_BYTES, PEEK, boundary, sender
+from sockguard.relay.ancillary import CONTROL_BYTES, CUT, PEEK, boundary, sender
 
 if TYPE_CHECKING:
     from sockguard.relay.loop import Loop
@@ -220,7 +220,7 @@ class Side:
         if length and not behind and self._is_urgent():
             close_all(received_fds(control))
             self.link.end("urgent_refused", clean=False)
-        elif control or flags & socket.MSG_CTRUNC:
+        elif control or flags & CUT:
             self._pass_with_control(length, control, flags)
         elif length > behind:
             passed = self._pass(behind, length)
@@ -276,7 +276,7 @@ class Side:
         if self.sender >= 0 and length and sender(control) != self.sender:
             close_all(fds)
             self.link.end("sender_changed", clean=False)
-        elif fds or flags & socket.MSG_CTRUNC:
+        elif fds or flags & CUT:
             self._pass_fds(length, fds, flags)
         elif not length:
             self._end_of_stream()
@@ -287,7 +287,7 @@ class Side:
         """A peek showed fds (ours now, as copies): first the plain bytes before their message, then that with them."""
         link = self.link
         try:
-            if flags & socket.MSG_CTRUNC:
+            if flags & CUT:
                 link.end("out_of_files", clean=False)
                 return
             if link.options.refuse_fds:

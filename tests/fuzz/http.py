@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Final, cast
+from typing import Any, Final, cast
 
 from sockguard.protocols.base import RequestRules, RequestVerdict
 from sockguard.protocols.http.body import BadChunk, ChunkReader, Piece
 from sockguard.protocols.http.grammar import BadLine
 from sockguard.protocols.http.head import read_request
 from sockguard.protocols.http.inspector import HttpInspector
+from sockguard.protocols.http.known import Known
 from sockguard.protocols.http.request import Request
 from sockguard.protocols.http.response_head import read_response
 from sockguard.protocols.http.responses import BadResponse, Refused
@@ -24,6 +25,9 @@ _OK: Final = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: x\r\nX: y\r\n
 
 class _Allow:
     """Stands for HttpRules: what is fuzzed is the reader. /no is denied, /body by its body, and any Upgrade."""
+
+    def __init__(self) -> None:
+        self.known: Known[Any] = Known()
 
     def judge(self, request: Request) -> RequestVerdict:
         allowed = "/no" not in request.paths and not request.upgrade

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.containers import IMAGE, KINDS, docker, docker_environment, docker_started
-from tests.support.docker_commands import CI, COMMANDS, OPERATOR, READER, Command, Guarded, guarded_engine
+from tests.support.docker_commands import CI, COMMANDS, OPERATOR, READER, READER_RULES, Command, Guarded, guarded_engine
+from tests.support.reloading import sockguard
 from tests.support.servers import ended
 
 pytestmark = pytest.mark.root
@@ -71,6 +72,36 @@ def test_logs_are_followed_as_they_come(guarded: Guarded) -> None:
             assert logs.returncode == 0
     finally:
         guarded.engine.docker("rm", "--force", "talker")
+
+
+def test_a_reload_while_logs_are_followed(guarded: Guarded) -> None:
+    """A stream goes on under rules that would not allow it again; it is cut when its user may no longer connect."""
+    script = "echo one; while ! test -e /tmp/go; do sleep 0.05; done; echo two; sleep 100"
+    before = guarded.daemon.config.read_text()
+    only_ping = before.replace(f"http = {READER_RULES}", 'http = ["GET,HEAD /_ping"]')
+    nothing = before.replace(f"users = [{READER}]", "users = [4498]")
+    assert len({before, only_ping, nothing}) == 3
+    guarded.engine.docker("run", "--detach", "--name", "talker", "--network", "none", IMAGE, "sh", "-c", script)
+    try:
+        with ended(docker_started(guarded.public, "logs", "--follow", "talker", uid=READER)) as logs:
+            assert line_of(logs) == b"one\n"
+            reload(guarded, only_ping)
+            assert b"sockguard" in docker(guarded.public, "logs", "talker", uid=READER).stderr
+            guarded.engine.docker("exec", "talker", "touch", "/tmp/go")
+            assert line_of(logs) == b"two\n"
+            reload(guarded, nothing)
+            logs.communicate(timeout=SECONDS)
+            revoked = guarded.daemon.wait_for("connection_closed", lambda event: event["outcome"] == "revoked")
+            assert revoked["uid"] == READER
+    finally:
+        reload(guarded, before)
+        guarded.engine.docker("rm", "--force", "talker")
+
+
+def reload(guarded: Guarded, text: str) -> None:
+    guarded.daemon.config.write_text(text)
+    done = sockguard("reload", "--control", guarded.daemon.config.with_name("run") / "control.sock")
+    assert done.returncode == 0, done.stderr
 
 
 def test_events_arrive_while_they_happen(guarded: Guarded) -> None:

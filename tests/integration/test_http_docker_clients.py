@@ -6,6 +6,7 @@ import http.client
 import json
 import socket
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ def _life(client: Any) -> object:
     made = client.containers.create(IMAGE, ["sh", "-c", "echo begun; sleep 100"], network_mode="none", name="sdk")
     try:
         made.start()
+        next(made.logs(stream=True))
         made.kill()
         return made.wait()["StatusCode"], made.logs()
     finally:
@@ -169,6 +171,10 @@ def test_a_reader_of_metrics(guarded: Guarded) -> None:
     assert ask(guarded.public, METRICS, *may_not) == [403] * len(may_not)
 
 
+def raw(path: Path, request: bytes) -> str:
+    return talk(path, request).decode("latin-1")
+
+
 @pytest.mark.parametrize(
     "target",
     ["/v1.41/containers/create?name=empty", "/containers/create?name=empty", "/v1.20/containers/create?name=empty",
@@ -187,7 +193,7 @@ def test_an_empty_body_makes_nothing(guarded: Guarded, target: str) -> None:
     ):
         request = b"POST %s HTTP/1.1\r\nHost: docker\r\n%s\r\n" % (target.encode(), fields)
         request += b"0\r\n\r\n" if wanted else b""
-        answer = as_user(lambda request=request: talk(guarded.public, request).decode("latin-1"), CI)
+        answer = as_user(partial(raw, guarded.public, request), CI)
         (status,) = statuses(answer.encode("latin-1"))
         assert (status == 403) == bool(wanted), answer
         assert status >= 400, answer

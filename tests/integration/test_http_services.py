@@ -17,6 +17,7 @@ import requests
 
 from tests.support import http_services
 from tests.support.clients import as_user
+from tests.support.identities import open_folder
 from tests.support.servers import ALLOWED, Guarded, guarded, private_folder
 
 pytestmark = pytest.mark.root
@@ -32,11 +33,10 @@ http = ["GET /secrets", "DELETE /{any}"]
 """
 
 
-@pytest.fixture(params=["uvicorn", "gunicorn", "aiohttp"])
-def guard(request: pytest.FixtureRequest, folder: Path) -> Iterator[Guarded]:
-    path = private_folder(folder, 0) / "http.sock"
+@pytest.fixture(scope="module", params=["uvicorn", "gunicorn", "aiohttp"])
+def guard(request: pytest.FixtureRequest) -> Iterator[Guarded]:
     serve = getattr(http_services, request.param)
-    with serve(path):
+    with open_folder() as folder, serve(path := private_folder(folder, 0) / "http.sock"):
         path.chmod(0o666)
         with guarded(folder, path.name, HTTP) as made:
             yield made

@@ -7,6 +7,7 @@ client (D-Bus specification, Message Format: a serial must be unique among a sen
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final
 
 from sockguard.protocols.base import BACKEND, RequestRules, RequestVerdict, Start
@@ -61,6 +62,7 @@ class Traffic:
         self.tell_allowed = start.tell_allowed
         self._rules, self._enforce = of_dbus(start.rules), start.enforce
         self._to_bus = self._to_client = 0  # the serials last given out
+        self._wrapped = False  # all of them were given out once
         self._pending: dict[int, tuple[int, str, str]] = {}  # ours to the bus → (the client's, whom it called, owner)
         self._arrived: dict[int, tuple[int, str]] = {}  # ours to the client → (the caller's, the caller)
         self._told: set[str] = set()
@@ -92,21 +94,29 @@ class Traffic:
 
     def next_to_bus(self) -> int:
         """A serial for the next message to the bus."""
-        serial = self._to_bus
-        while True:  # they wrap around, and there is no 0 (Message Format)
-            serial = serial + 1 if serial < _LAST_SERIAL else 1
-            if serial not in self._pending and serial not in self.bus.asked and serial not in self.following.asked:
-                self._to_bus = serial
-                return serial
+        serial = self._to_bus + 1
+        if self._wrapped or serial > _LAST_SERIAL:
+            serial = self._next_free(serial, self._pending, self.bus.asked, self.following.asked)
+        self._to_bus = serial
+        return serial
 
     def next_to_client(self) -> int:
         """A serial for the next message to the client."""
-        serial = self._to_client
+        serial = self._to_client + 1
+        if self._wrapped or serial > _LAST_SERIAL:
+            serial = self._next_free(serial, self._arrived)
+        self._to_client = serial
+        return serial
+
+    def _next_free(self, serial: int, *taken: Collection[int]) -> int:
+        """They wrap around, and there is no 0 (Message Format); calls may still wait that were made long ago."""
+        self._wrapped = True
         while True:
-            serial = serial + 1 if serial < _LAST_SERIAL else 1
-            if serial not in self._arrived:
-                self._to_client = serial
+            if serial > _LAST_SERIAL:
+                serial = 1
+            if not any(serial in calls for calls in taken):
                 return serial
+            serial += 1
 
     # Each of the following gives the serial that the message is to have on the other side; DROP: it does not pass;
     # WAIT: it is to be shown again, with more.
@@ -157,8 +167,9 @@ class Traffic:
             if self.tell_allowed:
                 self.effects.audit("allowed", request, verdict)
             return True
-        self.effects.audit("denied" if self.gate.enforce else "would_deny", request, verdict)
-        return not self.gate.enforce
+        enforced = self.gate.enforce or verdict.uncertain
+        self.effects.audit("denied" if enforced else "would_deny", request, verdict)
+        return not enforced
 
     def refuse(self, fields: Fields, serial: int, reason: str, name: str = ACCESS_DENIED) -> None:
         """Answer a call of the client's ourselves, as the bus would: with an error, in its place. Raises TooMuch."""
@@ -222,7 +233,7 @@ class Traffic:
         if not gate.rules.everything:
             verdict = gate.arrivals.get(fields) or gate.arrival(fields)
             if not verdict.allowed:
-                if gate.enforce:
+                if gate.enforce or verdict.uncertain:
                     return self._turn_away(fields, serial, verdict, ACCESS_DENIED)
                 self.tell_once(describe(gate.receive(fields)), verdict, denied=False)
             gate.owners.meet(fields.sender or "")

@@ -10,6 +10,7 @@ from sockguard.protocols.base import BACKEND, CLIENT, FOREVER, Effects, RequestV
 from sockguard.protocols.http.body import BadChunk, Transfer
 from sockguard.protocols.http.grammar import BadLine, find_end
 from sockguard.protocols.http.head import RequestHead
+from sockguard.protocols.http.known import Known
 from sockguard.protocols.http.limits import MAX_HEAD, MAX_INTERIM
 from sockguard.protocols.http.request import Request
 from sockguard.protocols.http.response_head import TO_THE_END, ResponseHead, read_response
@@ -37,6 +38,10 @@ def hijack_verdict(rules: HttpRules, request: Request, body: bytes | None, *, en
     return verdict if verdict.allowed or not (enforce or verdict.uncertain) else None
 
 
+Read = tuple[str, ResponseHead, bytes]
+"""A response's head, read as the answer to that method, and as it is passed on where the connection stays open."""
+
+
 class ClientSide(Protocol):
     """What is asked of the client's side when a response has come."""
 
@@ -55,9 +60,12 @@ class Answers:
 
     due    a request is under way whose response is not complete
     begun  some of the final response to it has been sent to the client
+
+    known  heads of responses: one service says much the same to everybody
     """
 
-    def __init__(self, effects: Effects, client: ClientSide) -> None:
+    def __init__(self, effects: Effects, client: ClientSide, known: Known[Read]) -> None:
+        self._known = known
         self.due = self.begun = False
         self._effects = effects
         self._client = client
@@ -122,7 +130,7 @@ class Answers:
                 self._looked = len(data)
                 return 0
             self._looked = 0
-            head = read_response(bytes(data[:end]), request.request.method)
+            head, wire = self._read(bytes(data[:end]), request.request.method)
             if head.status == 101:
                 self._switch(request, head)
             elif head.status < 200:
@@ -130,13 +138,21 @@ class Answers:
                 if self._interim > MAX_INTERIM:
                     raise BadResponse("too many interim responses")
                 if not request.old:
-                    self._effects.send(CLIENT, head.serialise(close=False, dechunked=False))
+                    self._effects.send(CLIENT, wire)
             else:
-                end += self._final(request, head, data[end:])
+                end += self._final(request, head, wire, data[end:])
         except (BadLine, BadResponse, BadChunk) as error:
             self._bad(f"{error}, from the service")
             return len(data)
         return end
+
+    def _read(self, raw: bytes, method: str) -> tuple[ResponseHead, bytes]:
+        read = self._known.get(raw)
+        if read is None or read[0] != method:
+            head = read_response(raw, method)
+            read = method, head, head.serialise(close=False, dechunked=False)
+            self._known.keep(raw, read)
+        return read[1], read[2]
 
     def _switch(self, request: RequestHead, head: ResponseHead) -> None:
         if not head.protocols or not {p.lower() for p in request.protocols}.issuperset(head.protocols):
@@ -153,23 +169,33 @@ class Answers:
     def _hold(self, data: memoryview) -> int:
         return 0
 
-    def _final(self, request: RequestHead, head: ResponseHead, rest: memoryview) -> int:
-        """Send a final response's head, with what has come of its body; return how many bytes of that are used."""
+    def _final(self, request: RequestHead, head: ResponseHead, wire: bytes, rest: memoryview) -> int:
+        """Send a final response's head, with what has come of its body; return how many bytes of that are used.
+
+        wire: see Read.
+        """
         length = head.length
         self._to_the_end = length == TO_THE_END
         raw = self._to_the_end and head.raw and head.status == 200
         if raw and self._hijack is not None:
             if not self._hijack.allowed:
                 self._effects.audit("would_deny", f"{request.text} upgrade=tcp", self._hijack)
-            self._effects.send(CLIENT, head.serialise(close=False, dechunked=False))
+            self._effects.send(CLIENT, wire)
             self._open_tunnel()
             return 0
         # Bytes behind a request for another protocol may be of that protocol: they are no request.
         ahead = bool(request.protocols) and (self._client.uploading or self._client.pending > 0)
         self._refused = raw or bool(request.protocols)
         self._close = request.close or head.close or ahead
+        if self._close or request.old:
+            wire = head.serialise(close=self._close, dechunked=request.old)
+        if len(rest) == length:
+            self._effects.send(CLIENT, wire + bytes(rest))
+            self.begun = True
+            self._done()
+            return length
         self._body = Transfer(self._effects, BACKEND, CLIENT, length, dechunked=request.old)
-        used = self._body.read(rest, head.serialise(close=self._close, dechunked=request.old), alone=True)
+        used = self._body.read(rest, wire, alone=True)
         self.begun = True
         self._step = self._pass_body
         self._sent()
@@ -185,8 +211,10 @@ class Answers:
         return used
 
     def _sent(self) -> None:
-        if not cast("Transfer", self._body).done:
-            return
+        if cast("Transfer", self._body).done:
+            self._done()
+
+    def _done(self) -> None:
         self.due = False
         self._step = self._unasked
         if self._refused and (self._client.uploading or self._client.pending):

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, ClassVar, Final, cast
 
 from sockguard.protocols.base import BACKEND, CLIENT, FOREVER, RequestRules, RequestVerdict, Source, Start
 from sockguard.protocols.http import limits
-from sockguard.protocols.http.answers import Answers, hijack_verdict
+from sockguard.protocols.http.answers import Answers, Read, hijack_verdict
 from sockguard.protocols.http.body import BadChunk, Stay, Transfer
 from sockguard.protocols.http.grammar import BadLine, find_end
 from sockguard.protocols.http.head import RequestHead, read_request
+from sockguard.protocols.http.known import Known
 from sockguard.protocols.http.responses import CONTINUE, Refused, reply
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class HttpInspector:
         self._looked = 0  # bytes of an incomplete head
         self._pending = 0  # bytes of the client that are shown and not used
         self._client_ended = False
-        self._answers = Answers(start.effects, self)
+        self._answers = Answers(start.effects, self, cast("Known[Read]", start.shared.setdefault("responses", Known())))
         self._head: RequestHead | None = None  # whose body is judged or read away
         self._stay = Stay(0, 0, keep=False)
         self._discarded = 0
@@ -161,6 +162,9 @@ class HttpInspector:
     # The steps: each is shown what has come of the client, and returns how many bytes are used
 
     def _read_head(self, data: memoryview) -> int:
+        rules = self._rules
+        if not self._looked and len(data) <= limits.MAX_KNOWN_HEAD and (known := rules.known.get(bytes(data))):
+            return len(data) + self._act(known[0], known[1], data[:0], wire=known[2])
         try:
             if data[0] <= 0x20 or data[0] >= 0x7F:
                 raise Refused(400, "no request")
@@ -170,7 +174,9 @@ class HttpInspector:
                     self._effects.timer(limits.HEAD_SECONDS)
                 self._looked = len(data)
                 return 0
-            head = read_request(bytes(data[:end]))
+            raw = bytes(data[:end])
+            known = rules.known.get(raw)
+            head = known[0] if known else read_request(raw)
         except BadLine as error:
             return self._refuse(431 if error.too_long else 400, str(error))
         except Refused as refused:
@@ -180,12 +186,16 @@ class HttpInspector:
         if self._looked:
             self._looked = 0
             self._effects.timer(0)
-        if "h2c" in head.request.upgrade and not self._rules.allows_h2c(head.request):
-            head = head.without_h2c()
-        if not self._rules.wants_body(head.request):
-            return end + self._act(head, self._rules.judge(head.request), data[end:])
+        if known is None:
+            if "h2c" in head.request.upgrade and not rules.allows_h2c(head.request):
+                head = head.without_h2c()
+            if not rules.wants_body(head.request):
+                known = head, rules.judge(head.request), head.serialise(head.length)
+                rules.known.keep(raw, known)
+        if known is not None:
+            return end + self._act(head, known[1], data[end:], wire=known[2])
         if head.encoded:
-            return end + self._act(head, _ENCODED, data[end:])
+            return end + self._act(head, _ENCODED, data[end:], wire=head.serialise(head.length))
         if head.length is not None and head.length > limits.MAX_JUDGED_BODY:
             return self._refuse(413, _TOO_LARGE)
         self._keep(head, limits.MAX_JUDGED_BODY, self._judge_body)
@@ -220,8 +230,13 @@ class HttpInspector:
             self._act(head, verdict, data[:0], body)
         return used
 
-    def _act(self, head: RequestHead, verdict: RequestVerdict, rest: memoryview, body: bytes | None = None) -> int:
-        """Do as the verdict says. ``body``: all of it, if it was judged. Return how many bytes of ``rest`` are used."""
+    def _act(
+        self, head: RequestHead, verdict: RequestVerdict, rest: memoryview, body: bytes | None = None, wire: bytes = b""
+    ) -> int:
+        """Do as the verdict says. Return how many bytes of ``rest`` are used.
+
+        body: all of it, if it was judged. wire: if not, the head as it is passed on.
+        """
         if not verdict.allowed and (self._enforce or verdict.uncertain):
             self._effects.audit("denied", head.text, verdict)
             return self._deny(head, verdict, read=body is not None)
@@ -236,14 +251,14 @@ class HttpInspector:
             self._effects.send(BACKEND, head.serialise(length) + body)
             return 0
         if not head.length:
-            self._effects.send(BACKEND, head.serialise(head.length))
+            self._effects.send(BACKEND, wire)
             return 0
         if head.expects and not rest:  # not asked of the service: what it made of bytes behind its refusal is unknown
             self._effects.send(CLIENT, CONTINUE)
         self._upload = Transfer(self._effects, CLIENT, BACKEND, head.length)
         self._step = self._pass_body
         try:
-            used = self._upload.read(rest, head.serialise(head.length))
+            used = self._upload.read(rest, wire)
         except BadChunk as error:
             return self._refuse(400, str(error))
         self._uploaded()

@@ -23,6 +23,7 @@ from typing import Any, Final, TypeAlias, cast
 
 from sockguard.protocols.base import Json, RequestRule, RequestVerdict
 from sockguard.protocols.http import json_body
+from sockguard.protocols.http.known import Known
 from sockguard.protocols.http.patterns import Index, Name, Segment, is_glob, parse_path, value_matcher
 from sockguard.protocols.http.request import Request
 
@@ -69,11 +70,25 @@ class Entry:
 
 
 class HttpRules:
-    """A peer's rules, compiled. Frozen, shared, and safe to ask anything of any number of times."""
+    """A peer's rules, compiled. Frozen, shared, and safe to ask anything of any number of times.
 
-    __slots__ = ("_allow_all", "_allows", "_denies", "_deny_all", "_h2c", "_looks_into_bodies", "_strip", "_uncertain")
+    known: for whoever reads heads to keep what these rules say of them.
+    """
+
+    __slots__ = (
+        "_allow_all",
+        "_allows",
+        "_denies",
+        "_deny_all",
+        "_h2c",
+        "_looks_into_bodies",
+        "_strip",
+        "_uncertain",
+        "known",
+    )
 
     def __init__(self, rules: Sequence[RequestRule], *, strip: bool) -> None:
+        self.known: Known[Any] = Known()
         self._strip = strip
         self._deny_all = next((rule.name for rule in rules if rule.deny and rule.what is None), None)
         self._allow_all = next((rule.name for rule in rules if not rule.deny and rule.what is None), None)

@@ -216,3 +216,26 @@ def test_whatever_is_called_covered_is(own: Who, sets: tuple[NamedWho, ...], by:
                 assert not never
                 by_other = judge(other, peer, NOW).truth
                 assert not covered or by_other is Truth.TRUE or (denies and by_other is Truth.UNKNOWN)
+
+
+def test_what_a_protocol_says_of_its_requests() -> None:
+    """Under its rule, with a remedy; of rules that hold and on a proxy of that protocol only."""
+    create = ({"methods": ["POST"], "path": "/containers/create"},)
+    rules = [
+        allow(users(1), what=create),
+        allow(users(2), "b", what=create, until=NOW - timedelta(days=1)),
+        allow(users(3), "c"),
+        deny(users(4), what=create),
+    ]
+
+    def of_http(**options: Any) -> list[Finding]:
+        found = rule_findings("pg", rules, NOW, protocol="http", options=options)
+        return [finding for finding in found if "/containers/create" in finding.text]
+
+    (stripped,) = of_http(strip_prefix="docker-version")
+    assert (stripped.severity, stripped.subject) == ("warning", "proxy.pg.allow[0]")
+    assert "root" in stripped.text
+    assert stripped.remedy
+    assert [finding.subject for finding in of_http()] == ["proxy.pg.allow[0]", "proxy.pg.deny[0]"]
+    for protocol in ("stream", "dbus"):
+        assert not [one for one in rule_findings("pg", rules, NOW, protocol=protocol) if "create" in one.text]

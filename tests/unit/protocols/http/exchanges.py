@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from sockguard.protocols.base import RequestRules, RequestVerdict
 from sockguard.protocols.http.inspector import HttpInspector
+from sockguard.protocols.http.known import Known
 from sockguard.protocols.http.request import Request
 from tests.unit.protocols.playbook import Play
 
@@ -30,6 +31,11 @@ class Rules:
         self.bodies = bodies or {}
         self.method = method
         self.seen: list[Request] = []
+
+    @property
+    def known(self) -> Known[Any]:
+        """Nothing is known again here: test_http_known.py has that."""
+        return Known()
 
     def judge(self, request: object, /) -> RequestVerdict:
         assert isinstance(request, Request)

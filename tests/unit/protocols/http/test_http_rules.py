@@ -157,7 +157,7 @@ def test_bad_options(table: Mapping[str, object]) -> None:
 
 def test_what_is_odd_is_said() -> None:
     def warned(*entries: object, options: Mapping[str, Json] = DOCKER) -> list[str]:
-        return warnings(read_what("http", [*entries], deny=False), options)
+        return [one.text for one in warnings(read_what("http", [*entries], deny=False), options)]
 
     tunnel = {"methods": ["POST"], "path": "/session", "upgrade": ["h2c"]}
     create = {"methods": ["*"], "path": "/containers/create"}
@@ -168,10 +168,12 @@ def test_what_is_odd_is_said() -> None:
     assert "never matches" in warned("GET /v1.43/containers/json")[0]
     assert warned("GET /v1.43/containers/json", "GET /_ping", options={}) == []
     assert len(warned("POST /containers/create", "GET /exec/{id}/json", options={})) == 1
-    assert "strip_prefix" in warned("GET /libpod/info", options={})[0]
+    assert "in front" in warned("GET /libpod/info", options={})[0]
     for entry in (create, "* /v1.43/info"):
         assert warnings(read_what("http", [entry], deny=True), DOCKER, deny=True) == []
-    assert "escape" in warnings(read_what("http", [create], deny=True), deny=True)[0]
+    (escaped,) = warnings(read_what("http", [create], deny=True), deny=True)
+    assert "escape" in escaped.text
+    assert "strip_prefix" in escaped.remedy
     assert "root" in warned(create)[0]
     looking = {**create, "body": {"forbid": ["/HostConfig"]}}
     assert warned(looking) == []
@@ -179,7 +181,7 @@ def test_what_is_odd_is_said() -> None:
     assert "1.24" in warned(looking, "POST /containers/{id}/start")[0]
     assert warned(looking, {**looking, "path": "/containers/{id}/start"}) == []
     assert all(warnings(read_what("presets", [name], deny=False), DOCKER) == [] for name in PRESETS if name != ROOT)
-    assert "root" in warnings(read_what("presets", [ROOT], deny=False), DOCKER)[0]
+    assert "root" in warnings(read_what("presets", [ROOT], deny=False), DOCKER)[0].text
 
 
 def test_the_listing_is_what_a_file_could_have_instead() -> None:
