@@ -1,6 +1,6 @@
 # make demo    the main job, shown in a temporary folder
 # make test    all tests; as root also those that make users and start real services
-# make check   ruff, mypy, import-linter, unit tests: under a minute
+# make check   ruff, mypy, import-linter, unit tests: a minute or two
 # make fuzz    every parser of a peer's bytes, FUZZ_SECONDS (30) each; FUZZ="NAME ..." for some
 
 PYTHON ?= python3

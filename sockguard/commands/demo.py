@@ -1,4 +1,4 @@
-"""`sockguard demo`: a guarded HTTP service in a temporary folder, and connections that pass and that do not.
+"""`sockguard demo`: a guarded HTTP service in a temporary folder; connections and requests that pass and that do not.
 
 Real parts: the daemon is this very program, run with a real configuration; the service is Python's own HTTP server
 on a private socket; the clients are processes of their own. Without root every client has one uid, so the rules
@@ -42,6 +42,7 @@ class Client:
     uid: int
     groups: tuple[int, ...]
     passes: bool
+    request: str = "GET /"
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -84,6 +85,8 @@ def _clients() -> list[Client]:
         Client("you, where your uid is allowed", "mine", own, groups, True),
         Client("you, where only another uid is", "theirs", own, groups, False),
         Client("you, where a deny beats the allow", "denied", own, groups, False),
+        Client("you, a request that a rule names", "judged", own, groups, True, "GET /status"),
+        Client("you, a request that none names", "judged", own, groups, False, "DELETE /status"),
     ]
     if own == 0:
         clients += [
@@ -106,8 +109,10 @@ def _configuration(folder: str, backend: str) -> str:
     }
     if own == 0:
         rules["group"] = f"[[proxy.group.allow]]\ngroups = [{_GROUP}]\n"
+    rules["judged"] = f'[[proxy.judged.allow]]\nusers = [{own}]\nhttp  = ["GET /status"]\n'
+    protocols = {"judged": 'protocol = "http"\n'}
     proxies = [
-        f'[proxy.{name}]\nlisten = "{folder}/{name}.sock"\nbackend = "{backend}"\n\n{text}'
+        f'[proxy.{name}]\nlisten = "{folder}/{name}.sock"\nbackend = "{backend}"\n{protocols.get(name, "")}\n{text}'
         for name, text in rules.items()
     ]
     return "\n".join(proxies)
@@ -168,16 +173,19 @@ def _daemon(file: str, folder: str, sockets: int) -> Iterator[Iterator[dict[str,
 def _show(client: Client, folder: str, events: Iterator[dict[str, object]]) -> bool:
     answer = _ask(client, os.path.join(folder, f"{client.proxy}.sock"))
     passed = "hello" in answer
-    event = next(e for e in events if e["event"] in ("connection_admitted", "connection_denied"))
+    refused = not passed and answer.startswith('{"message"')
+    awaited = ("request_denied",) if refused else ("connection_admitted", "connection_denied")
+    event = next(e for e in events if e["event"] in awaited)
     reason = event.get("reason") or f"allowed by {event['rule']}"
-    print(f"{'passed' if passed else 'closed'}  {client.label:<40} {client.proxy:<7} {reason}")
+    word = "passed" if passed else "refused" if refused else "closed"
+    print(f"{word:<7}  {client.label:<40} {client.proxy:<7} {reason}")
     if passed != client.passes:
         print(f"        expected {'to pass' if client.passes else 'to be closed'}; the client saw: {answer}")
     return passed == client.passes
 
 
 def _ask(client: Client, path: str) -> str:
-    """What a process of that uid gets for GET /: the body, or what went wrong."""
+    """What a process of that uid gets for its request: the body, or what went wrong."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -186,7 +194,7 @@ def _ask(client: Client, path: str) -> str:
                 os.setgroups(client.groups)
                 os.setresgid(client.uid, client.uid, client.uid)
                 os.setresuid(client.uid, client.uid, client.uid)
-            os.write(writer, _get(path).encode())
+            os.write(writer, _get(path, *client.request.split()).encode())
         finally:
             os._exit(0)
     os.close(writer)
@@ -196,13 +204,13 @@ def _ask(client: Client, path: str) -> str:
     return answer
 
 
-def _get(path: str) -> str:
+def _get(path: str, method: str, target: str) -> str:
     connection = http.client.HTTPConnection("localhost", timeout=_ANSWER_SECONDS)
     try:
         connection.sock = socket.socket(socket.AF_UNIX)
         connection.sock.settimeout(_ANSWER_SECONDS)
         connection.sock.connect(path)
-        connection.request("GET", "/")
+        connection.request(method, target)
         return connection.getresponse().read().decode()
     except (OSError, http.client.HTTPException) as error:
         return f"{type(error).__name__}: {error}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import re
 import sys
 import tarfile
@@ -19,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.containers import IMAGE, KINDS, Engine, Kind, docker, engine, image_tar
-from tests.support.daemon import Daemon, running
+from tests.support.daemon import Daemon, Event, running
 from tests.support.http_services import statuses, talk
-from tests.support.identities import open_folder, wait_started
+from tests.support.identities import open_folder, wait_started, wait_until
 from tests.support.servers import private_folder
 
 OPERATOR, CI, READER = 4401, 4402, 4403
@@ -236,11 +237,11 @@ class Guarded:
 
     def denials(self) -> dict[int, list[str]]:
         """The requests that were denied so far, by user. The one relay tells of a denial of root behind all others."""
-        since = len(self.daemon.lines)
+        lines, since = self.daemon.lines, len(self.daemon.lines)
         assert statuses(talk(self.public, b"GET /settled HTTP/1.1\r\nHost: x\r\n\r\n")) == [403]
-        self.daemon.wait_for("request_denied", lambda event: event["seq"] > since and event["uid"] == 0)
+        wait_until(lambda: any(event["uid"] == 0 for event in _denials(lines[since:])), "the last denial is told")
         found: dict[int, list[str]] = defaultdict(list)
-        for event in self.daemon.events("request_denied"):
+        for event in _denials(lines):
             found[event["uid"]].append(event["request"])
         return found
 
@@ -260,6 +261,10 @@ class Guarded:
         denied = self.denials()
         told = {user: denied[uid][len(before[uid]) :] for user, uid in USERS.items()}
         return results.pop(""), {user: (result, told[user]) for user, result in results.items()}
+
+
+def _denials(lines: Sequence[bytes]) -> Iterator[Event]:
+    return (json.loads(line) for line in lines if b'"request_denied"' in line)
 
 
 @contextlib.contextmanager
