@@ -144,16 +144,37 @@ def test_relay_holds_nothing_that_it_does_not_need(separated: Separated) -> None
         assert {os.readlink(f"/proc/{relay}/fd/{fd}") for fd in (0, 1, 2)} == {"/dev/null"}
 
 
-def test_relay_imports_the_standard_library_and_little_of_sockguard(folder: Path) -> None:
-    """A relay's code imports no package but this one and the standard library, and none of control's modules."""
+# Arguments: a folder with the package, the protocols. A relay that, where it would enter its cage, prints what it has.
+_MODULES_OF_A_RELAY = """
+import os, socket, sys
+sys.path.append(sys.argv[1])
+from sockguard.relay import process, sandbox
+
+def enter():
+    print(*sys.modules, flush=True)
+    raise SystemExit
+
+sandbox.enter = enter
+ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+os.dup2(theirs.fileno(), 3)
+process.main(["-", sys.argv[2]])
+"""
+
+
+@pytest.mark.parametrize("protocols", ["", "dbus", "http", "dbus,http"])
+def test_relay_imports_the_standard_library_and_little_of_sockguard(folder: Path, protocols: str) -> None:
+    """A relay's code imports no package but this one and the standard library, none of control's modules, and of the
+    protocols only those that it serves."""
     shutil.copytree(REPO / "sockguard", folder / "sockguard", ignore=shutil.ignore_patterns("__pycache__"))
-    code = f"import sys; sys.path.append({str(folder)!r}); import sockguard.relay.process; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-I", "-S", "-c", _MODULES_OF_A_RELAY, str(folder), protocols]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     modules = set(done.stdout.split())
     tops = {name.partition(".")[0] for name in modules} - set(sys.stdlib_module_names)
     assert tops == {"sockguard", "__main__"}
     parts = {name.split(".")[1] for name in modules if name.startswith("sockguard.")}
-    assert parts == {"errors", "privsep", "relay"}
+    assert parts - {"words"} == {"errors", "privsep", "protocols", "relay"}
+    read = {name.split(".")[2] for name in modules if name.startswith("sockguard.protocols.")}
+    assert read - {"base", "order", "registry"} == set(filter(None, protocols.split(",")))
 
 
 def test_private_backend(separated: Separated) -> None:
