@@ -111,7 +111,10 @@ class Effects(Protocol):
         """Ask control; nothing more is shown of either side until ``answered``."""
 
     def end(self, outcome: str, why: str = "") -> None:
-        """End the connection once all that was sent has gone, or a few seconds have; ``why`` goes into the event."""
+        """End the connection once all that was sent has gone; unless the outcome is "closed", within a few seconds.
+
+        ``why`` goes into the event.
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,21 +1,16 @@
 """A connection of a protocol that is read: what drives an inspector (protocols/base.py). Knows no protocol itself.
 
 Each side is read a chunk at a time and shown to the inspector; what the inspector sends goes out at once, or waits
-here, bounded: a side is not read while what comes from it could not be taken. What a verdict rests on is read once,
-into memory that no client can reach, and sent from there.
+(outbox.py), bounded: a side is not read while what comes from it could not be taken. What a verdict rests on is read
+once, into memory that no client can reach, and sent from there.
 
 All descriptors are edge-triggered, as in stream.py: a side is read until it is dry or has to wait.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import select
 import socket
-import termios
-import traceback
-from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
 from math import ceil
@@ -23,11 +18,23 @@ from typing import TYPE_CHECKING, Final
 
 from sockguard.privsep.channel import close_all, received_fds
 from sockguard.privsep.messages import MAX_FDS
-from sockguard.protocols.base import BACKEND, CLIENT, FOREVER, Kind, RequestRules, RequestVerdict, Source, Start
+from sockguard.protocols.base import (
+    BACKEND,
+    CLIENT,
+    FOREVER,
+    Inspector,
+    Kind,
+    RequestRules,
+    RequestVerdict,
+    Source,
+    Start,
+)
 from sockguard.protocols.registry import inspector_of
 from sockguard.relay.ancillary import CONTROL_BYTES, CUT, READ, sender
+from sockguard.relay.faults import place_of
 from sockguard.relay.options import TICK_SECONDS, Options
-from sockguard.relay.stream import CHUNK, FOR_NOW, MAX_IN_FLIGHT, READ_EVENTS
+from sockguard.relay.outbox import Data, Outbox
+from sockguard.relay.stream import CHUNK
 
 if TYPE_CHECKING:
     from sockguard.relay.loop import Loop
@@ -44,9 +51,10 @@ FDS_SECONDS: Final = 150.0
 end of this connection (CVE-2014-3637), which then stays open though the client has ended."""
 
 LINGER_SECONDS: Final = 5.0
-"""For what was sent before the end to be taken."""
+"""For what was sent before the end to be taken, unless it is a plain one: what a peer sent before it went waits for
+its reader for as long as that is there, as it would in the kernel."""
 
-_WRITE_EVENTS: Final = READ_EVENTS | select.EPOLLOUT
+_PLAIN_ENDS: Final = frozenset({"closed", "client_reset", "backend_reset"})
 _READABLE: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 _END: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 _GONE: Final = select.EPOLLHUP | select.EPOLLERR
@@ -62,6 +70,7 @@ class InspectedLink:
         "_deadline",
         "_linger_until",
         "_outcome",
+        "_start",
         "_why",
         "backend",
         "client",
@@ -73,6 +82,8 @@ class InspectedLink:
         "seen",
         "sides",
     )
+
+    inspector: Inspector
 
     def __init__(
         self,
@@ -96,46 +107,55 @@ class InspectedLink:
         self.backend = InspectedSide(self, backend, BACKEND, -1)
         self.client.other, self.backend.other = self.backend, self.client
         self.sides = (self.client, self.backend)  # by CLIENT and BACKEND
-        self.inspector = inspector_of(options.protocol)(
-            Start(
-                uid=uid,
-                backend_uid=uid if options.backend_uid is None else options.backend_uid,
-                rules=rules,
-                enforce=options.enforce,
-                tell_allowed=loop.tell_allowed,
-                forward_fds=not options.refuse_fds,
-                options=options.options,
-                shared=shared,
-                effects=self,
-            )
+        self._start = Start(
+            uid=uid,
+            backend_uid=uid if options.backend_uid is None else options.backend_uid,
+            rules=rules,
+            enforce=options.enforce,
+            tell_allowed=loop.tell_allowed,
+            forward_fds=not options.refuse_fds,
+            options=options.options,
+            shared=shared,
+            effects=self,
         )
 
     def start(self) -> None:
         """Both sides are in the loop."""
-        self.guarded(self.inspector.start)
+        self.guarded(self._begin)
+
+    def _begin(self) -> None:
+        self.inspector = inspector_of(self.options.protocol)(self._start)
+        self.inspector.start()
 
     def renew(self, rules: RequestRules) -> None:
         """Go by these rules, and by the options as they are now."""
-        enforce, tell_allowed = self.options.enforce, self.loop.tell_allowed
-        self.guarded(lambda: self.inspector.new_rules(rules, enforce=enforce, tell_allowed=tell_allowed))
+        if not self.ending:
+            enforce, tell_allowed = self.options.enforce, self.loop.tell_allowed
+            self.guarded(lambda: self.inspector.new_rules(rules, enforce=enforce, tell_allowed=tell_allowed))
 
     # ── what the inspector asks for (protocols.base.Effects) ──
 
-    def send(self, to: Source, data: bytes | bytearray | memoryview, fds: int = 0) -> None:
+    def send(self, to: Source, data: Data, fds: int = 0) -> None:
+        if self.ending:
+            return
         side = self.sides[to]
         source = side.other
         passed = source.take_fds(fds) if fds else []
         if source.passing > 0:  # a passthrough that is not FOREVER
-            side.held.append((bytes(data), passed))
-            side.queued += len(data)
+            side.hold(data, passed)
         else:
             side.write(data, passed)
 
     def passthrough(self, source: Source, count: int) -> None:
-        self.sides[source].passing = count
+        side = self.sides[source]
+        side.passing = count
+        if side.rest:  # that comes first, though the inspector did not use it
+            side.stuck = False
+            self.loop.again(side)
 
     def half_close(self, to: Source) -> None:
-        self.sides[to].shut_down()
+        if not self.ending:
+            self.sides[to].shut_down()
 
     def drop_fds(self, source: Source, count: int) -> None:
         close_all(self.sides[source].take_fds(count))
@@ -149,12 +169,14 @@ class InspectedLink:
         self.loop.again(side)
 
     def audit(self, kind: Kind, request: str, verdict: RequestVerdict) -> None:
-        if not self.loop.tell_request(self.number, kind, verdict.rule or "", verdict.reason, request):
+        if not self.ending and not self.loop.tell_request(
+            self.number, kind, verdict.rule or "", verdict.reason, request
+        ):
             self.end("limit", "more requests than can be told of", clean=False)
 
     def timer(self, seconds: float) -> None:
         self._deadline = self.loop.tick + ceil(seconds / TICK_SECONDS) + 1 if seconds else 0
-        if seconds:
+        if seconds and not self.ending:
             self.loop.time(self)
 
     def ask(self, question: Sequence[int | str]) -> None:
@@ -169,50 +191,56 @@ class InspectedLink:
             broken = next((side for side in self.sides if side.broken), None)
             self._outcome = broken.reset_outcome if broken and outcome == "closed" else outcome
             self._why = why
-        if clean and any(side.out and not side.deaf for side in self.sides):
+        if not clean or not self._owes():
+            self._close()
+        elif outcome not in _PLAIN_ENDS and not self._linger_until:
             self._linger_until = self.loop.tick + ceil(LINGER_SECONDS / TICK_SECONDS) + 1
             self.loop.time(self)
-        else:
-            self._close()
+
+    def _owes(self) -> bool:
+        """Does something wait to be taken? What waits behind bytes that pass to there does not: nobody reads them."""
+        return any(side.out for side in self.sides)
 
     # ── what the loop asks for ──
 
     def on_time(self) -> bool:
         """A tick of the loop's clock. False when this link waits for no time any more."""
-        tick = self.loop.tick
-        if self._linger_until and tick >= self._linger_until:
-            self._close()
-        elif self._deadline and tick >= self._deadline and not self.ending:
-            self._deadline = 0
-            self.guarded(self.inspector.timed_out)
-        elif self.options.idle_ticks and tick - self.seen > self.options.idle_ticks and not self.inspector.busy:
-            self.end("idle_timeout")
-        elif any(side.fds and tick - side.fds_since > FDS_SECONDS / TICK_SECONDS for side in self.sides):
-            self.end("limit", f"descriptors waited {FDS_SECONDS:g} s for the rest of their message", clean=False)
+        self.guarded(self._on_tick)
         waits = self._linger_until or self._deadline or self.options.idle_ticks or any(side.fds for side in self.sides)
         return bool(waits) and not self.client.closed
 
+    def _on_tick(self) -> None:
+        tick, idle_ticks = self.loop.tick, self.options.idle_ticks
+        if self._linger_until:
+            if tick >= self._linger_until:
+                self._close()
+        elif self._deadline and tick >= self._deadline and not self.ending:
+            self._deadline = 0
+            self.inspector.timed_out()
+        elif idle_ticks and tick - self.seen > idle_ticks and (self.ending or not self.inspector.busy):
+            self.end("idle_timeout")
+        elif any(side.fds and tick - side.fds_since > FDS_SECONDS / TICK_SECONDS for side in self.sides):
+            self.end("limit", f"descriptors waited {FDS_SECONDS:g} s for the rest of their message", clean=False)
+
     def fail(self) -> None:
-        """The kernel said what nobody expects of these sockets, or an inspector has a fault."""
+        """The kernel said what nobody expects of these sockets."""
         self.end("failed", clean=False)
 
     def flushed(self) -> None:
         """Something was written: is this what the end waits for?"""
-        if self.ending and not any(side.out and not side.deaf for side in self.sides):
+        if self.ending and not self._owes():
             self._close()
 
     def guarded(self, call: Callable[[], None]) -> None:
         """Call into the inspector."""
         try:
             call()
-        except OSError:
-            raise
-        except Exception:
-            self.faulty()
+        except Exception as error:
+            self.faulty(error)
 
-    def faulty(self) -> None:
+    def faulty(self, error: Exception) -> None:
         """An inspector raised what it must not: bytes that find a fault in it end their own connection, no other."""
-        self.end("failed", traceback.format_exc(limit=-2)[-300:], clean=False)
+        self.end("failed", place_of(error), clean=False)
 
     def _close(self) -> None:
         if self.client.closed:
@@ -223,72 +251,45 @@ class InspectedLink:
         self.loop.link_ended(self.number, self.client.received, self.backend.received, self._outcome, self._why)
 
 
-class InspectedSide:
+class InspectedSide(Outbox):
     """One of the two sockets: what is read from it, and what waits to be written to it.
 
     paused    not read until the inspector says so, but for what passes
     rest      what was shown and is not used yet; ``stuck``: showing it again is of no use before more comes
     fds       that came here and were neither sent on nor dropped yet; none was since the tick ``fds_since``
     passing   bytes still to come that go to ``other`` unseen; FOREVER: all
-    out       what waits to be written here, with its fds; ``held``: what waits behind bytes that pass to here
-    queued    bytes in both
-    deaf      the peer takes nothing any more: what is sent here goes nowhere
     sender    the only uid that may send here; -1: any
-    in_flight fds passed on to here since the peer was last seen to have taken everything
     ending    the peer sends nothing more after what is queued (EPOLLRDHUP); ended: all of that was read
-    gone      the peer has closed altogether
-    broken    the peer closed with bytes unread (ECONNRESET)
-    shut      write no more here; done when all is out
+    gone      the peer can neither send nor receive any more (EPOLLHUP)
     """
 
     __slots__ = (
-        "armed",
-        "broken",
-        "closed",
-        "deaf",
         "ended",
         "ending",
-        "fd",
         "fds",
         "fds_since",
         "gone",
-        "held",
-        "in_flight",
         "index",
-        "link",
-        "other",
-        "out",
         "passing",
         "paused",
-        "put",
-        "queued",
         "read",
         "received",
         "reset_outcome",
         "rest",
         "sender",
-        "shut",
-        "sock",
         "stuck",
     )
 
-    other: InspectedSide
-
     def __init__(self, link: InspectedLink, sock: socket.socket, index: Source, only_from: int) -> None:
-        self.link = link
-        self.sock = sock
-        self.fd = sock.fileno()
+        super().__init__(link, sock)
         self.index = index
         self.sender = only_from
         self.reset_outcome = "client_reset" if index == CLIENT else "backend_reset"
-        self.received = self.passing = self.queued = self.in_flight = self.fds_since = 0
+        self.received = self.passing = self.fds_since = 0
         self.rest = bytearray()
         self.fds: deque[int] = deque()
-        self.out: deque[tuple[memoryview, list[int]]] = deque()
-        self.held: list[tuple[bytes, list[int]]] = []
-        self.armed = self.broken = self.closed = self.deaf = self.paused = self.shut = self.stuck = False
-        self.ending = self.ended = self.gone = False
-        self.read, self.put = sock.recvmsg_into, sock.send
+        self.paused = self.stuck = self.ending = self.ended = self.gone = False
+        self.read = sock.recvmsg_into
 
     def on_events(self, events: int) -> None:
         """What epoll says about this socket."""
@@ -299,8 +300,10 @@ class InspectedSide:
             self.ending = True
             if events & _GONE:
                 self.gone = True
+                if events & select.EPOLLERR and self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                    self.broken = True
         if self.out and events & (select.EPOLLOUT | _GONE):
-            self._flush()
+            self.retry()
         if events & _READABLE and not self.closed:
             self.pump()
 
@@ -317,7 +320,7 @@ class InspectedSide:
                 if link.ending or self._must_wait():
                     return
             if self.ended or (self.stuck and len(self.rest) >= link.inspector.max_buffer):
-                if self.gone:
+                if self.gone and (not self.ended or self.index == CLIENT or self.passing == FOREVER):
                     link.end("closed")  # nobody is there any more for what the inspector waits for
                 return
         passing = self.passing
@@ -390,12 +393,13 @@ class InspectedSide:
         self.fds_since = self.link.loop.tick
         return [self.fds.popleft() for _ in range(min(count, len(self.fds)))]
 
-    def _pass(self, data: memoryview) -> None:
+    def _pass(self, data: memoryview, *, followed: bool = False) -> None:
+        """Pass it on. followed: by more that has come already; fds come with the last of what a reading gives."""
         if self.passing == FOREVER:
             fds = list(self.fds)
             self.fds.clear()
             self.other.write(data, fds)
-        elif self.fds:
+        elif self.fds and not followed:
             self.link.end("malformed" if self.index == CLIENT else "backend_malformed", "descriptors amid a message")
         else:
             self.other.write(data, [])
@@ -407,7 +411,10 @@ class InspectedSide:
         rest = self.rest
         with memoryview(rest) as view:
             used = self._show(view)
-        del rest[:used]
+        try:
+            del rest[:used]
+        except BufferError as error:  # the inspector has kept a view
+            self.link.faulty(error)
 
     def _show(self, data: memoryview) -> int:
         """Show it until the inspector uses no more of it; give how much is used."""
@@ -416,15 +423,13 @@ class InspectedSide:
         while True:
             if self.passing:
                 count = end - start if self.passing == FOREVER else min(self.passing, end - start)
-                self._pass(data[start : start + count])
+                self._pass(data[start : start + count], followed=start + count < end)
             else:
                 self.stuck = True  # unless the inspector asks to be shown the rest again
                 try:
                     count = link.inspector.received(self.index, data[start:] if start else data, len(self.fds))
-                except OSError:
-                    raise
-                except Exception:
-                    link.faulty()
+                except Exception as error:
+                    link.faulty(error)
                     return end
                 if not count and not self.passing:
                     return start
@@ -434,7 +439,12 @@ class InspectedSide:
                 return end
             if link.ending:
                 return end
-            if link.loop.credit <= 0 and self.index == CLIENT and not self.passing:
+            if self.passing:
+                continue
+            if self.paused:
+                self.stuck = False
+                return start
+            if link.loop.credit <= 0 and self.index == CLIENT:
                 link.loop.wait_for_credit(self)
                 self.stuck = False
                 return start
@@ -444,7 +454,7 @@ class InspectedSide:
         self.ended = True
         if self.passing == FOREVER:
             self.other.shut_down()
-            if self.other.ended:
+            if self.gone or self.other.ended:
                 link.end("closed")
         else:
             link.guarded(lambda: link.inspector.eof(self.index))
@@ -453,120 +463,18 @@ class InspectedSide:
 
     # ── writing ──
 
-    def write(self, data: bytes | bytearray | memoryview, fds: list[int]) -> None:
-        """Write now what goes, keep a copy of the rest. Takes the fds over."""
-        sent = 0 if self.out else self._send(data, fds)
-        if sent < len(data):
-            self.out.append((memoryview(bytes(data[sent:])), [] if sent else fds))
-            self.queued += len(data) - sent
-
-    def release(self) -> None:
-        """The bytes that passed to here are complete: what waited behind them follows."""
-        held, self.held = self.held, []
-        for data, fds in held:
-            self.queued -= len(data)
-            self.write(data, fds)
-
-    def shut_down(self) -> None:
-        """Write no more than what waits already."""
-        self.shut = True
-        if not self.queued and not self.deaf and not self.closed:
-            try:
-                self.sock.shutdown(socket.SHUT_WR)
-            except OSError:  # the peer has gone: reading says so
-                self.deaf = True
-
-    def _send(self, data: bytes | bytearray | memoryview, fds: list[int]) -> int:
-        """Give how many bytes are dealt with. The fds are closed when any are."""
-        if self.deaf or self.closed:
-            close_all(fds)
-            return len(data)
-        try:
-            if fds:
-                if self.in_flight + len(fds) > MAX_IN_FLIGHT:
-                    if self._untaken():
-                        self._wait()
-                        return 0
-                    self.in_flight = 0
-                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))]
-                sent = self.sock.sendmsg([data], rights)
-                self.in_flight += len(fds)
-                close_all(fds)
-            else:
-                sent = self.put(data)
-        except BlockingIOError:
-            self._wait()
-            return 0
-        except OSError as error:
-            if error.errno in FOR_NOW:
-                self.link.loop.later(self)
-                return 0
-            if error.errno not in (errno.EPIPE, errno.ECONNRESET):
-                raise
-            self._undeliverable(fds)
-            return len(data)
-        if sent < len(data):
-            self._wait()
-        return sent
-
-    def _wait(self) -> None:
-        if not self.armed:
-            self.armed = True
-            self.link.loop.watch(self.fd, _WRITE_EVENTS)
-
-    def _undeliverable(self, fds: list[int]) -> None:
-        """The peer takes nothing any more. A service may have answered before; to a client there is no more to say."""
-        close_all(fds)
-        self.deaf = True
-        self._forget_out()
-        self.link.loop.again(self)
-
-    def _flush(self) -> None:
-        while self.out:
-            data, fds = self.out[0]
-            sent = self._send(data, fds)
-            if self.deaf or self.closed:
-                break
-            if not sent:
-                return
-            self.queued -= sent
-            if sent < len(data):
-                self.out[0] = (data[sent:], [])
-                return
-            self.out.popleft()
-        if self.closed:
-            return
-        if self.armed:
-            self.armed = False
-            self.link.loop.watch(self.fd, READ_EVENTS)
-        if self.shut:
-            self.shut_down()
-        self.link.flushed()
-        if not self.closed:
-            self.other.pump()
-        if not self.closed:
-            self.pump()
-
     def retry(self) -> None:
-        """Try again what the kernel could not take."""
-        if not self.closed:
-            self._flush()
-
-    def _untaken(self) -> int:
-        count = array("i", [0])
-        fcntl.ioctl(self.fd, termios.TIOCOUTQ, count)
-        return count[0]
-
-    def _forget_out(self) -> None:
-        for _, fds in (*self.out, *self.held):
-            close_all(fds)
-        self.out.clear()
-        self.held.clear()
-        self.queued = 0
+        """Write what waits; if all of it goes, read on what was not read meanwhile."""
+        if not self.closed and self.flush():
+            self.link.flushed()
+            if not self.closed:
+                self.other.pump()
+            if not self.closed:
+                self.pump()
 
     def close(self) -> None:
         self._forget_out()
-        close_all(list(self.fds))
+        close_all(self.fds)
         self.fds.clear()
         self.closed = True
         self.sock.close()

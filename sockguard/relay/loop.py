@@ -41,7 +41,7 @@ from sockguard.relay.inspected import InspectedLink
 from sockguard.relay.link import AnyLink, AnySide
 from sockguard.relay.options import TICK_SECONDS, read_generation
 from sockguard.relay.records import RecordLink
-from sockguard.relay.rules import Rules
+from sockguard.relay.rules import NO_RULES, Rules
 from sockguard.relay.stream import READ_EVENTS, Link, Side
 
 LINKS: Final[dict[str, type[Link]]] = {"stream": Link, "seqpacket": RecordLink}
@@ -65,14 +65,14 @@ class Loop:
         self._epoll.register(control.fileno(), _CHANNEL_READ)
         self._links: dict[int, AnyLink] = {}
         self._sides: dict[int, AnySide] = {}
-        self._again: list[AnySide] = []
-        self._later: list[AnySide] = []
+        self._again: dict[AnySide, None] = {}  # as sets that keep their order
+        self._later: dict[AnySide, None] = {}
         self._behind: set[Side] = set()
         self._timed: set[AnyLink] = set()
         self._ended: list[Row] = []
         self._requests: list[Row] = []
         self.credit = 0  # requests that may be told; none is read while there is none
-        self._without_credit: set[AnySide] = set()
+        self._without_credit: dict[AnySide, None] = {}
         self._outbox: deque[Message] = deque()
         self._rules = Rules()
         self._stopping = False
@@ -105,7 +105,7 @@ class Loop:
                     except OSError:
                         side.link.fail()
             if self._again:
-                again, self._again = self._again, []
+                again, self._again = self._again, {}
                 self._pump(again)
             if self._timed or self._later or self._behind:
                 self._on_time()
@@ -136,11 +136,11 @@ class Loop:
 
     def again(self, side: AnySide) -> None:
         """Pump that side once more after the others had their turn."""
-        self._again.append(side)
+        self._again[side] = None
 
     def later(self, side: AnySide) -> None:
         """Have that side try again at the next tick."""
-        self._later.append(side)
+        self._later[side] = None
 
     def catch_up(self, side: Side) -> None:
         """Take that side's byte behind at the next tick."""
@@ -151,7 +151,7 @@ class Loop:
 
     def forget(self, fd: int) -> None:
         self._epoll.unregister(fd)
-        del self._sides[fd]
+        self._without_credit.pop(self._sides.pop(fd), None)
 
     def time(self, link: AnyLink) -> None:
         """Tell that link of each tick, until it waits for none."""
@@ -175,7 +175,15 @@ class Loop:
 
     def wait_for_credit(self, side: AnySide) -> None:
         """Pump that side when there is credit again."""
-        self._without_credit.add(side)
+        self._without_credit[side] = None
+
+    def _spend_credit(self) -> None:
+        """Pump those who wait for it, each in its turn; one that could go on for ever gets behind the others."""
+        for side in list(self._without_credit):
+            if self.credit <= 0:
+                return
+            del self._without_credit[side]
+            self._pump((side,))
 
     def link_ended(self, number: int, from_client: int, from_backend: int, outcome: str, reason: str = "") -> None:
         self._timed.discard(self._links.pop(number))
@@ -197,7 +205,7 @@ class Loop:
         behind, self._behind = self._behind, set()
         for side in behind:
             side.take_the_byte_behind()
-        later, self._later = self._later, []
+        later, self._later = self._later, {}
         self._retry(later)
         for link in list(self._timed):
             if not link.on_time():
@@ -227,8 +235,7 @@ class Loop:
                     self._assign(*map(int, check_row(row, int, int)))
             case Credits():
                 self.credit += message.count
-                waiting, self._without_credit = self._without_credit, set()
-                self._pump(waiting)
+                self._spend_credit()
             case Close():
                 for row in message.rows:
                     number, outcome = check_row(row, int, str)
@@ -256,7 +263,7 @@ class Loop:
         for link in list(self._links.values()):  # one whose proxy is gone is closed by control
             link.options = self._rules.options_of(link.options)
             if isinstance(link, InspectedLink):
-                self._assign(link.number, content.connections.get(link.number, -1))
+                self._assign(link.number, content.connections.get(link.number, NO_RULES))
         self._timed.update(self._links.values())
         self._outbox.append(GenerationTaken(message.number))
 
@@ -271,7 +278,7 @@ class Loop:
             number, generation, proxy, rule_set, uid = map(int, check_row(row, int, int, int, int, int))
             if generation != self._rules.generation:
                 raise ChannelError("a connection of a generation that is not in force")
-            of_proxy = self._rules.proxies[proxy]
+            of_proxy = self._rules.proxy(proxy)
             client, backend = sockets[2 * index : 2 * index + 2]
             kind = LINKS.get(of_proxy.protocol)
             link: AnyLink

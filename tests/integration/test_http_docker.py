@@ -10,11 +10,22 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.support.containers import IMAGE, KINDS, docker, docker_environment, docker_started
-from tests.support.docker_commands import CI, COMMANDS, OPERATOR, READER, READER_RULES, Command, Guarded, guarded_engine
+from tests.support.containers import IMAGE, KINDS, Kind, docker, docker_environment, docker_started
+from tests.support.docker_commands import (
+    CI,
+    COMMANDS,
+    OPERATOR,
+    READER,
+    READER_RULES,
+    Command,
+    Guarded,
+    Result,
+    guarded_engine,
+)
 from tests.support.reloading import sockguard
 from tests.support.servers import ended
 
@@ -25,10 +36,15 @@ MUTE = ("attach", "cp", "exec")
 """Commands of which the CLI, at some of their requests, shows the status of an answer but not its text."""
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def guarded(request: pytest.FixtureRequest) -> Iterator[Guarded]:
-    with guarded_engine(request.param) as made:
-        yield made
+@pytest.fixture(scope="module")
+def engines() -> Iterator[dict[Kind, Guarded]]:
+    with contextlib.ExitStack() as made:
+        yield {kind: made.enter_context(guarded_engine(kind)) for kind in KINDS}
+
+
+@pytest.fixture(params=KINDS)
+def guarded(request: pytest.FixtureRequest, engines: dict[Kind, Guarded]) -> Guarded:
+    return engines[request.param]
 
 
 def line_of(process: subprocess.Popen[bytes]) -> bytes:
@@ -44,20 +60,29 @@ def line_of(process: subprocess.Popen[bytes]) -> bytes:
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name.replace("\xa0", "_"))
-def test_each_command_passes_or_is_refused(guarded: Guarded, command: Command) -> None:
-    """For the operator the CLI shows what it shows without the guard; others get that, or a denial that is recorded."""
-    direct, users = guarded.run(command)
-    for user, (done, denied) in users.items():
-        if user == "operator" or user in command.may:
-            assert not denied, user
-            assert done.status == direct.status, (user, done)
-            if command.same:
-                assert done == direct, user
-        else:
-            assert denied, (user, done)
-            assert done.status != 0, (user, done)
-            if command.words[0] not in MUTE:
-                assert "sockguard" in (done.errors + done.output).decode(), (user, done)
+def test_each_command_passes_or_is_refused(engines: dict[Kind, Guarded], command: Command) -> None:
+    """For the operator the CLI shows what it shows without the guard; others get that, or a denial that is recorded.
+    On both engines, at the same time."""
+    with ThreadPoolExecutor(len(engines)) as pool:
+        for kind, (direct, users) in zip(
+            engines, pool.map(lambda one: one.run(command), engines.values()), strict=True
+        ):
+            for user, (done, denied) in users.items():
+                check(command, (kind, user, done), direct, denied)
+
+
+def check(command: Command, what: tuple[Kind, str, Result], direct: Result, denied: list[str]) -> None:
+    _, user, done = what
+    if user == "operator" or user in command.may:
+        assert not denied, what
+        assert done.status == direct.status, what
+        if command.same:
+            assert done == direct, what
+    else:
+        assert denied, what
+        assert done.status != 0, what
+        if command.words[0] not in MUTE:
+            assert "sockguard" in (done.errors + done.output).decode(), what
 
 
 def test_logs_are_followed_as_they_come(guarded: Guarded) -> None:

@@ -230,7 +230,7 @@ def main() -> int:
     entered = tuple(filter(None, parts.split(",")))
     vars(process)["Loop"] = taken_over(held, attempt)
     vars(sandbox)["enter"] = functools.partial(sandbox.enter, entered)
-    return process.main([account])
+    return process.main([account, ""])
 
 
 if __name__ == "__main__":

@@ -56,6 +56,17 @@ def test_system_findings(tmp_path: Path) -> None:
     assert subjects[-4:] == ["proxy.zz.backend", "proxy.zz", "proxy.aa.backend", "proxy.aa"]
 
 
+def test_what_a_rule_says_of_requests(tmp_path: Path) -> None:
+    """A proxy's rules are looked at as its protocol and its options have them."""
+    create = Rule("a", Action.ALLOW, Who(), what=({"methods": ["POST"], "path": "/containers/create"},))
+    proxy = Proxy(
+        "d", Listen(ListenKind.PATH, "/run/x"), str(tmp_path / "d"), (create,), protocol="http",
+        options={"strip_prefix": "docker-version"},
+    )  # fmt: skip
+    (said,) = [one for one in system_findings(Config(Daemon(), Log(), {"d": proxy})) if "/containers" in one.text]
+    assert "root on the host" in said.text
+
+
 def test_members_of_root() -> None:
     """A group's members are those whose own group it is, too."""
     assert Member("root", 0) in local_members()(0)

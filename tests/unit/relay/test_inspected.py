@@ -1,8 +1,4 @@
-"""A connection that is inspected, in a real loop between real sockets.
-
-The protocol is one of this test, in lines, so that each thing an inspector can ask for has a line that asks for it:
-a fake of an inspector, not of the loop.
-"""
+"""A connection that is inspected, in a real loop between real sockets (lines.py: the protocol, and control)."""
 
 from __future__ import annotations
 
@@ -10,242 +6,20 @@ import os
 import socket
 import threading
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, ClassVar, Final
+from collections.abc import Iterator
 
 import pytest
 
-from sockguard.privsep import channel, memfd
-from sockguard.privsep.messages import (
-    RELAY_TO_CONTROL,
-    Assign,
-    Close,
-    Closed,
-    Connections,
-    ConnectionsTaken,
-    Credits,
-    Generation,
-    GenerationTaken,
-    Message,
-    Requests,
-    RuleSets,
-    Stop,
-)
-from sockguard.protocols.base import BACKEND, CLIENT, FOREVER, Json, RequestRule, RequestRules, RequestVerdict, Start
-from sockguard.relay import inspected, loop, rules
-from tests.unit.relay.conftest import generation
-
-SECONDS: Final = 20.0
-Verdict = RequestVerdict
-
-
-class Lines:
-    """Rules of the test's protocol: the names of those that hold."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names = names
-
-    def judge(self, request: object, /) -> RequestVerdict:
-        return Verdict(str(request) in self.names, None, "as the test has it")
-
-
-class LineRules:
-    @staticmethod
-    def compile_rules(rules: Sequence[RequestRule], options: Mapping[str, Json]) -> RequestRules:
-        return Lines([rule.name for rule in rules])
-
-
-class LineInspector:
-    """Each line of the client is a command; each line of the service goes to the client as it is."""
-
-    OUTCOMES: ClassVar[frozenset[str]] = frozenset()
-    max_buffer = 64
-    busy = False
-
-    def __init__(self, start: Start) -> None:
-        self.effects, self.rules, self.held = start.effects, start.rules, False
-        assert isinstance(start.rules, Lines)
-
-    def start(self) -> None:
-        self.effects.send(BACKEND, b"hello\n")
-
-    def received(self, source: int, data: memoryview, fds: int) -> int:
-        text = bytes(data)
-        line, end, _ = text.partition(b"\n")
-        if not end:
-            if len(text) >= self.max_buffer:
-                self.effects.end("malformed", "too long")
-            return 0
-        used = len(line) + 1
-        if source == BACKEND:
-            self.held = False
-            self.effects.send(CLIENT, data[:used], fds)
-            self.effects.resume(CLIENT)
-            return used
-        word, _, rest = line.decode().partition(" ")
-        return self.command(word, rest, data[:used], fds)
-
-    def command(self, word: str, rest: str, data: memoryview, fds: int) -> int:
-        effects, used = self.effects, len(data)
-        match word:
-            case "pass":
-                effects.send(BACKEND, data, fds)
-            case "wait":  # the next line of the client is not looked at before the service has said one
-                if self.held:
-                    return 0
-                self.held = True
-                effects.send(BACKEND, data)
-            case "twice":  # not used the first time, but to be shown again
-                if not self.held:
-                    self.held = True
-                    effects.resume(CLIENT)
-                    return 0
-                effects.send(BACKEND, data)
-            case "deny":
-                effects.drop_fds(CLIENT, fds)
-                effects.audit("denied", rest, Verdict(False, None, "denied by the test"))
-                effects.send(CLIENT, f"denied {rest}\n".encode())
-            case "flood":
-                effects.send(CLIENT, b"x" * int(rest))
-            case "body":
-                effects.send(BACKEND, data)
-                effects.passthrough(CLIENT, int(rest))
-                effects.send(BACKEND, b"behind the body\n")
-            case "tunnel":
-                effects.send(BACKEND, data)
-                effects.passthrough(CLIENT, FOREVER)
-                effects.passthrough(BACKEND, FOREVER)
-            case "timer":
-                effects.timer(float(rest))
-            case "shut":
-                effects.half_close(BACKEND)
-            case "rules":
-                allowed = self.rules.judge(rest).allowed
-                effects.send(CLIENT, f"{allowed}\n".encode())
-            case "end":
-                effects.send(CLIENT, b"bye\n")
-                effects.end("malformed", rest)
-            case "fault":
-                raise IndexError(rest)
-        return used
-
-    def eof(self, source: int) -> None:
-        self.effects.end("closed")
-
-    def answered(self, answer: Sequence[int | str]) -> None:
-        raise AssertionError
-
-    def timed_out(self) -> None:
-        self.effects.send(CLIENT, b"time\n")
-        self.effects.end("timeout")
-
-    def new_rules(self, rules: RequestRules, *, enforce: bool, tell_allowed: bool) -> None:
-        self.rules = rules
-
-
-class Control:
-    """What control does, for one loop: hands over connections, and hears what is told."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
-        sock.settimeout(SECONDS)
-        self.closed: dict[int, tuple[str, str]] = {}
-        self.requests: list[tuple[Any, ...]] = []
-        self.number = 0
-        self.ends: list[socket.socket] = []
-
-    def send(self, message: Message, *fds: int) -> None:
-        channel.send(self.sock, message, fds)
-
-    def hear(self, until: Callable[[Message], bool]) -> None:
-        while True:
-            received = channel.receive(self.sock, RELAY_TO_CONTROL)
-            assert received
-            message = received[0]
-            if isinstance(message, Closed):
-                self.closed |= {int(row[0]): (str(row[3]), str(row[4])) for row in message.rows}
-            elif isinstance(message, Requests):
-                self.requests += message.rows
-            if until(message):
-                return
-
-    def configure(self, number: int, **content: Any) -> None:
-        proxy = {"protocol": "lines", **content.pop("proxy", {})}
-        fd = memfd.write("test", generation(proxy, **content))
-        self.send(Generation(number), fd)
-        os.close(fd)
-        self.hear(lambda message: message == GenerationTaken(number))
-
-    def link(self, rule_set: int = 0, number: int = 1) -> tuple[socket.socket, socket.socket]:
-        client, relay_client = socket.socketpair()
-        backend, relay_backend = socket.socketpair()
-        self.number += 1
-        with relay_client, relay_backend:
-            row = (self.number, number, 0, rule_set, os.geteuid())
-            self.send(Connections((row,)), relay_client.fileno(), relay_backend.fileno())
-        self.ends += (client, backend)
-        for end in (client, backend):
-            end.settimeout(SECONDS)
-        self.hear(lambda message: message == ConnectionsTaken(1))
-        assert backend.recv(6) == b"hello\n"
-        return client, backend
-
-    def outcome(self, number: int = 1) -> tuple[str, str]:
-        while number not in self.closed:
-            self.hear(lambda message: isinstance(message, Closed))
-        return self.closed[number]
-
-
-@contextmanager
-def running(monkeypatch: pytest.MonkeyPatch) -> Iterator[Control]:
-    monkeypatch.setattr(inspected, "inspector_of", lambda _: LineInspector)
-    monkeypatch.setattr(rules, "rules_of", lambda _: LineRules)
-    ours, theirs = channel.pair()
-    faults: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            loop.Loop(theirs).run()
-        except BaseException as error:
-            faults.append(error)
-        finally:
-            theirs.close()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    control = Control(ours)
-    try:
-        yield control
-    finally:
-        channel.send(ours, Stop())
-        thread.join(SECONDS)
-        for end in (ours, *control.ends):
-            end.close()
-        assert not faults
-        assert not thread.is_alive()
+from sockguard.privsep import channel
+from sockguard.privsep.messages import Assign, Close, Credits, RuleSets
+from sockguard.relay import inspected, loop
+from tests.unit.relay.lines import SECONDS, Control, configured, read, running, send_fd
 
 
 @pytest.fixture
 def control(monkeypatch: pytest.MonkeyPatch) -> Iterator[Control]:
-    """A loop that has a generation with one proxy, rules a, b and c, set 0 of which is a and b; and ample credit."""
-    with running(monkeypatch) as control:
-        rows = [["a", False, None], ["b", False, None], ["c", False, None]]
-        control.configure(1, proxy={"rules": rows}, sets=[[0, [0, 1]]])
-        control.send(Credits(100))
+    with configured(monkeypatch) as control:
         yield control
-
-
-def read(sock: socket.socket, length: int) -> bytes:
-    data = b""
-    while len(data) < length and (more := sock.recv(length - len(data))):
-        data += more
-    return data
-
-
-def send_fd(sock: socket.socket, data: bytes) -> None:
-    with open(os.devnull, "rb") as null:
-        sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [null.fileno()]))])
 
 
 def test_lines_pass_in_order_both_ways(control: Control) -> None:
@@ -372,7 +146,8 @@ def test_the_end_comes_behind_what_was_sent_before(control: Control) -> None:
     assert control.outcome() == ("malformed", "because")
 
 
-def test_nobody_waits_for_ever_for_an_end_to_be_taken(control: Control) -> None:
+def test_nobody_waits_for_ever_for_an_end_to_be_taken(control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inspected, "LINGER_SECONDS", 0.5)
     client, _backend = control.link()
     client.sendall(b"flood 600000\nend because\n")
     assert control.outcome() == ("malformed", "because")

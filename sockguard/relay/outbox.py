@@ -1,0 +1,190 @@
+"""What waits to be written to one side of an inspected connection (inspected.py): bytes in their order, and fds.
+
+It is written at once where it can be. What cannot is kept here, and the kernel's event, or the clock, has it tried
+again; so each way out of here leaves one of the two behind, or nothing that waits.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import select
+import socket
+import termios
+from array import array
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from sockguard.privsep.channel import close_all
+from sockguard.relay.stream import FOR_NOW, MAX_IN_FLIGHT, READ_EVENTS
+
+if TYPE_CHECKING:
+    from sockguard.relay.inspected import InspectedLink, InspectedSide
+
+_WRITE_EVENTS: Final = READ_EVENTS | select.EPOLLOUT
+
+Data = bytes | bytearray | memoryview
+
+
+class Outbox:
+    """The half of a side that is written to.
+
+    out       what waits, with its fds; ``held``: what waits behind bytes that pass to here unseen
+    queued    bytes in both
+    armed     epoll tells of room
+    in_flight fds passed on to here since the peer was last seen to have taken everything
+    deaf      the peer takes nothing any more: what is sent here goes nowhere
+    broken    the peer closed with bytes unread (ECONNRESET)
+    shut      write no more here; done when all is out
+    """
+
+    __slots__ = (
+        "armed",
+        "broken",
+        "closed",
+        "deaf",
+        "fd",
+        "held",
+        "in_flight",
+        "link",
+        "other",
+        "out",
+        "put",
+        "queued",
+        "shut",
+        "sock",
+    )
+
+    other: InspectedSide
+
+    def __init__(self, link: InspectedLink, sock: socket.socket) -> None:
+        self.link = link
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.put = sock.send
+        self.queued = self.in_flight = 0
+        self.out: deque[tuple[Data, list[int]]] = deque()
+        self.held: list[tuple[bytes, list[int]]] = []
+        self.armed = self.broken = self.closed = self.deaf = self.shut = False
+
+    @property
+    def _whole(self) -> InspectedSide:
+        """This side, with the half that is read."""
+        return self.other.other
+
+    def write(self, data: Data, fds: list[int]) -> None:
+        """Write now what goes, keep a copy of the rest. Takes the fds over."""
+        sent = 0 if self.out else self._send(data, fds)
+        if sent < len(data):
+            self.out.append((memoryview(bytes(data[sent:])), [] if sent else fds))
+            self.queued += len(data) - sent
+
+    def hold(self, data: Data, fds: list[int]) -> None:
+        """Keep it until the bytes that pass to here are complete. Takes the fds over."""
+        self.held.append((bytes(data), fds))
+        self.queued += len(data)
+
+    def release(self) -> None:
+        """The bytes that passed to here are complete: what waited behind them follows."""
+        if self.held:
+            held, self.held = self.held, []
+            self.queued -= sum(len(data) for data, _ in held)
+            for data, fds in held:
+                self.write(data, fds)
+            self.link.loop.again(self._whole)  # it may have been read no further for what was held
+        if self.shut:
+            self.shut_down()
+
+    def shut_down(self) -> None:
+        """Write no more than what waits already, or passes to here."""
+        self.shut = True
+        if not self.queued and self.other.passing <= 0 and not self.deaf and not self.closed:
+            try:
+                self.sock.shutdown(socket.SHUT_WR)
+            except OSError:  # the peer has gone: reading says so
+                self.deaf = True
+
+    def flush(self) -> bool:
+        """Write what waits; true when nothing does any more, unless the link has ended meanwhile."""
+        while self.out:
+            data, fds = self.out.popleft()  # first: whatever closes what waits must not find these fds again
+            sent = self._send(data, fds)
+            if self.deaf or self.closed:
+                break
+            self.queued -= sent
+            if sent:
+                self.link.seen = self.link.loop.tick
+            if sent < len(data):
+                self.out.appendleft((data[sent:], [] if sent else fds))
+                return False
+        if self.closed:
+            return False
+        if self.armed:
+            self.armed = False
+            self.link.loop.watch(self.fd, READ_EVENTS)
+        if self.shut:
+            self.shut_down()
+        return True
+
+    def _send(self, data: Data, fds: list[int]) -> int:
+        """Give how many bytes are dealt with. The fds are closed when any are."""
+        if self.deaf or self.closed:
+            close_all(fds)
+            return len(data)
+        try:
+            if fds:
+                if self.in_flight + len(fds) > MAX_IN_FLIGHT:
+                    if self._untaken():
+                        self._wait()
+                        return 0
+                    self.in_flight = 0
+                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))]
+                sent = self.sock.sendmsg([data], rights)
+                self.in_flight += len(fds)
+                close_all(fds)
+            else:
+                sent = self.put(data)
+        except BlockingIOError:
+            self._wait()
+            return 0
+        except OSError as error:
+            if error.errno in FOR_NOW:
+                self.link.loop.later(self._whole)
+                return 0
+            close_all(fds)
+            if error.errno in (errno.EPIPE, errno.ECONNRESET):
+                self._undeliverable(error.errno == errno.ECONNRESET)
+            else:  # not raised: it would seem to come from the inspector that sends
+                self.link.fail()
+            return len(data)
+        if sent < len(data):
+            self._wait()
+        return sent
+
+    def _wait(self) -> None:
+        if not self.armed:
+            self.armed = True
+            self.link.loop.watch(self.fd, _WRITE_EVENTS)
+
+    def _undeliverable(self, reset: bool) -> None:
+        """The peer takes nothing any more. A service may have answered before; to a client there is no more to say."""
+        self.deaf = True
+        if reset:
+            self.broken = True
+        self._forget_out()
+        self.link.loop.again(self._whole)
+
+    def _untaken(self) -> bool:
+        """Has the peer not taken all that was sent here (unix(7), SIOCOUTQ)? The event that says so comes while one
+        byte is still counted (sock_wfree of linux/net/core/sock.c); no message is that small with the kernel's own.
+        """
+        count = array("i", [0])
+        fcntl.ioctl(self.fd, termios.TIOCOUTQ, count)
+        return count[0] > 1
+
+    def _forget_out(self) -> None:
+        for _, fds in (*self.out, *self.held):
+            close_all(fds)
+        self.out.clear()
+        self.held.clear()
+        self.queued = 0
