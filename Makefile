@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 FUZZ_SECONDS ?= 30
 FUZZ ?=
 
-.PHONY: demo test check fuzz clean
+.PHONY: demo test check lint fuzz clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/sockguard demo
@@ -19,12 +19,14 @@ test: $(VENV)/.tested
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/unit $(PYTEST_ARGS)
 	@$(BIN)/python -m pytest -q tests/integration tests/system $(PYTEST_ARGS)
 
-check: $(VENV)/.tested
+check: lint
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/unit $(PYTEST_ARGS)
+
+lint: $(VENV)/.tested
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/unit $(PYTEST_ARGS)
 
 # Guided by coverage where atheris can be had; it has no wheel for every Python, and goes without it too.
 fuzz: $(VENV)/.tested

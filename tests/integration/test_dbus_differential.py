@@ -136,10 +136,12 @@ def _frames(data: bytes) -> list[bytes] | None:
     return found
 
 
-def _serials(frames: list[bytes], flag: int) -> set[int]:
-    """The serials of the messages that have this flag."""
+def _serials_of_what_wants_no_answer(frames: list[bytes]) -> set[int]:
+    """Messages with NO_REPLY, and replies: to one that it cannot deliver the bus answers with an error all the same."""
     return {
-        int.from_bytes(frame[8:12], "little" if frame[0] == ord("l") else "big") for frame in frames if frame[2] & flag
+        int.from_bytes(frame[8:12], "little" if frame[0] == ord("l") else "big")
+        for frame in frames
+        if frame[2] & NO_REPLY or frame[1] in (RETURN, ERROR)
     }
 
 
@@ -282,7 +284,7 @@ def explained(frames: list[bytes], direct: Observed, guarded: Observed) -> bool:
     if any(frame[1] > SIGNAL for frame in frames) and not guarded[1]:
         return arrived[:shorter] == guarded[2]
     if direct[1]:
-        silent = _serials(frames, NO_REPLY) | refused
+        silent = _serials_of_what_wants_no_answer(frames) | refused
         said = [[reply for reply in replies if reply[1] not in silent] for replies in (direct[0], guarded[0])]
         return guarded[1] and said[0] == said[1] and arrived == guarded[2]
     judged_no_further = bool(refused) or any(frame[1] in (RETURN, ERROR) or frame[2] & NO_REPLY for frame in frames)

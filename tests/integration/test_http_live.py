@@ -110,7 +110,7 @@ def test_the_end_of_a_rule_while_a_stream_goes_on() -> None:
     with guarding() as bed:
 
         def end_soon(kept: socket.socket) -> None:
-            end = f"{datetime.now(UTC) + timedelta(seconds=2):%Y-%m-%dT%H:%M:%SZ}"
+            end = f"{datetime.now(UTC) + timedelta(seconds=5):%Y-%m-%dT%H:%M:%SZ}"
             rule = f'[[proxy.http.allow]]\nusers = ["*"]\nuntil = {end}\nhttp = ["GET /stream"]\n'
             bed.configure(rules=SMALL + rule)
             reload(bed)

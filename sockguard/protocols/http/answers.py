@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Protocol, cast
 
 from sockguard.protocols.base import BACKEND, CLIENT, FOREVER, Effects, RequestVerdict
 from sockguard.protocols.http.body import BadChunk, Transfer
 from sockguard.protocols.http.grammar import BadLine, find_end
 from sockguard.protocols.http.head import RequestHead
-from sockguard.protocols.http.known import Known
+from sockguard.protocols.http.known import Known, has_credentials, part_length
 from sockguard.protocols.http.limits import MAX_HEAD, MAX_INTERIM
 from sockguard.protocols.http.request import Request
 from sockguard.protocols.http.response_head import TO_THE_END, ResponseHead, read_response
@@ -71,17 +72,20 @@ class Answers:
         self._client = client
         self._step: Callable[[memoryview], int] = self._unasked
         self._request: RequestHead | None = None
-        self._hijack: RequestVerdict | None = None
+        self._hijack: Callable[[], RequestVerdict | None] = lambda: None
         self._looked = 0
         self._interim = 0
         self._body: Transfer | None = None
         self._to_the_end = self._close = self._refused = False
 
-    def expect(self, request: RequestHead, hijack: RequestVerdict | None) -> None:
-        """A request goes to the service. hijack: see hijack_verdict."""
+    def expect(self, request: RequestHead, rules: HttpRules, body: bytes | None, *, enforce: bool) -> None:
+        """A request goes to the service, by these rules. body: see hijack_verdict, which few responses ask."""
         self.due, self.begun = True, False
         self._request = request
-        self._hijack = hijack
+        self._hijack = partial(hijack_verdict, rules, request.request, None, enforce=enforce)
+        if body is not None:  # asked now, so that the body need not be kept
+            verdict = hijack_verdict(rules, request.request, body, enforce=enforce)
+            self._hijack = lambda: verdict
         self._interim = 0
         self._step = self._read_head
 
@@ -148,11 +152,20 @@ class Answers:
 
     def _read(self, raw: bytes, method: str) -> tuple[ResponseHead, bytes]:
         read = self._known.get(raw)
-        if read is None or read[0] != method:
-            head = read_response(raw, method)
-            read = method, head, head.serialise(close=False, dechunked=False)
-            self._known.keep(raw, read)
-        return read[1], read[2]
+        if read is not None and read[0] == method:
+            return read[1], read[2]
+        key, length = part_length(raw)
+        read = self._known.get(key)
+        if read is not None and read[0] == method and length is not None:
+            head = read[1]._replace(announced=length)
+            return head, head.serialise(close=False, dechunked=False)
+        head = read_response(raw, method)
+        read = method, head, head.serialise(close=False, dechunked=False)
+        private = has_credentials(raw)
+        self._known.keep(raw, read, private=private)
+        if length is not None and length == head.announced:  # else its status rules out any length but 0
+            self._known.keep(key, read, private=private)
+        return head, read[2]
 
     def _switch(self, request: RequestHead, head: ResponseHead) -> None:
         if not head.protocols or not {p.lower() for p in request.protocols}.issuperset(head.protocols):
@@ -177,9 +190,10 @@ class Answers:
         length = head.length
         self._to_the_end = length == TO_THE_END
         raw = self._to_the_end and head.raw and head.status == 200
-        if raw and self._hijack is not None:
-            if not self._hijack.allowed:
-                self._effects.audit("would_deny", f"{request.text} upgrade=tcp", self._hijack)
+        hijack = self._hijack() if raw else None
+        if hijack is not None:
+            if not hijack.allowed:
+                self._effects.audit("would_deny", f"{request.text} upgrade=tcp", hijack)
             self._effects.send(CLIENT, wire)
             self._open_tunnel()
             return 0
@@ -187,7 +201,7 @@ class Answers:
         ahead = bool(request.protocols) and (self._client.uploading or self._client.pending > 0)
         self._refused = raw or bool(request.protocols)
         self._close = request.close or head.close or ahead
-        if self._close or request.old:
+        if self._close:  # as with every request of HTTP/1.0
             wire = head.serialise(close=self._close, dechunked=request.old)
         if len(rest) == length:
             self._effects.send(CLIENT, wire + bytes(rest))

@@ -1,4 +1,7 @@
-"""Heads of requests: read strictly, and written anew from what was read. No byte of the client's own head goes on."""
+"""Heads of requests: read strictly, and written anew from what was read. No byte of the client's own head goes on.
+
+A client's requests differ in the request line, and hardly in what follows it: that is known again.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from sockguard.protocols.http.grammar import (
     read_fields,
     read_tokens,
 )
+from sockguard.protocols.http.known import Known, has_credentials, part_length
 from sockguard.protocols.http.limits import MAX_FIELDS
 from sockguard.protocols.http.request import Request
 from sockguard.protocols.http.responses import Refused
@@ -45,7 +49,7 @@ class RequestHead(NamedTuple):
 
     request   what is judged
     method, target, host  as they are passed on
-    lines     the other fields that are passed on, each a whole line, with their lower-case names
+    lines     the other fields that are passed on, each a whole line
     length    of the body in bytes, CHUNKED, or None when none was announced
     protocols of Upgrade, as they came
     settings  the value of HTTP2-Settings
@@ -53,13 +57,14 @@ class RequestHead(NamedTuple):
     old       HTTP/1.0: it can read neither chunks nor interim responses (RFC 9110, 15.2)
     encoded   its body has a Content-Encoding: it is not what it seems to be
     expects   it may wait for 100 (Continue) before it sends the body (RFC 9110, 10.1.1)
+    private   it has credentials
     """
 
     request: Request
     method: bytes
     target: bytes
     host: bytes
-    lines: list[tuple[bytes, bytes]]
+    lines: bytes
     length: int | None
     protocols: tuple[bytes, ...]
     settings: bytes | None
@@ -67,6 +72,7 @@ class RequestHead(NamedTuple):
     old: bool
     encoded: bool
     expects: bool
+    private: bool
 
     @property
     def text(self) -> str:
@@ -82,8 +88,7 @@ class RequestHead(NamedTuple):
 
     def serialise(self, length: int | None) -> bytes:
         """Write the head as it is passed on, announcing a body of that length (or CHUNKED, or None)."""
-        parts = [b"%s %s HTTP/1.1\r\nHost: %s\r\n" % (self.method, self.target, self.host)]
-        parts += [line for _, line in self.lines]
+        parts = [b"%s %s HTTP/1.1\r\nHost: %s\r\n%s" % (self.method, self.target, self.host, self.lines)]
         options = [b"close"] if self.close else []
         if self.protocols:
             parts.append(b"Upgrade: %s\r\n" % b", ".join(self.protocols))
@@ -99,12 +104,35 @@ class RequestHead(NamedTuple):
         return b"".join(parts)
 
 
-def read_request(head: bytes) -> RequestHead:
+class Fields(NamedTuple):
+    """What the fields of a head say, all of which is in RequestHead too. A function of their bytes and the version.
+
+    host      of Host
+    upgrade   protocols, lower case
+    """
+
+    host: bytes
+    lines: bytes
+    length: int | None
+    protocols: tuple[bytes, ...]
+    upgrade: tuple[str, ...]
+    settings: bytes | None
+    close: bool
+    encoded: bool
+    expects: bool
+    private: bool
+    content_type: str | None
+
+
+def read_request(head: bytes, known: Known[Fields] | None = None) -> RequestHead:
     """Read a request's head, from its first byte to the end of its empty line.
+
+    known: fields of HTTP/1.1 that were read without a fault. They are found by all their bytes but the digits of a
+    Content-Length, of which nothing else in Fields depends, and which are read here each time.
 
     Raises Refused: 403 for what no rule can allow, 505 for other versions of HTTP, 417, 431, and 400 for all else.
     """
-    line, _, block = head[:-2].partition(b"\r\n")
+    line, mark, block = head[:-2].partition(b"\r\n")
     matched = REQUEST_LINE.fullmatch(line)
     if matched is None:
         raise Refused(400, "a bad request line")
@@ -112,44 +140,42 @@ def read_request(head: bytes) -> RequestHead:
     if major != b"1" or minor not in (b"0", b"1"):
         raise Refused(505, "HTTP/2 is refused" if method == b"PRI" else "neither HTTP/1.0 nor HTTP/1.1")
     old = minor == b"0"
-    special, lines = _fields(block)
+    lined = mark + block
+    key, length = part_length(lined)
+    fields = known.get(key) if known is not None and not old else None
+    new = _fields(block) if fields is None else ({}, [])
     if method == b"CONNECT" or (method == b"OPTIONS" and raw_target == b"*"):
         raise Refused(403, "CONNECT and OPTIONS * are never allowed")
-    target = read_target(raw_target)
-    options = _connection(special, lines)
-    length = _length(special, old=old)
-    protocols = _protocols(special) if b"upgrade" in options and not old else ()
-    types = special.get(b"content-type", [])
-    if len(types) > 1:
-        raise Refused(400, "more than one Content-Type")
-    request = Request(
-        method.decode("ascii"),
-        target.paths,
-        target.query,
-        tuple(protocol.decode("ascii").lower() for protocol in protocols),
-        bool(length),
-        types[0].decode("latin-1") if types else None,
-    )
+    paths, query, forwarded, authority = read_target(raw_target)
+    if fields is None:
+        fields = _meaning(*new, old=old, private=has_credentials(lined))
+        if known is not None and not old:
+            known.keep(key, fields, private=fields.private)
+    host, lines, announced, protocols, upgrade, settings, close, encoded, expects, private, content_type = fields
+    if length is None:
+        length = announced
     return RequestHead(
-        request,
+        Request(method.decode("ascii"), paths, query, upgrade, bool(length), content_type),
         method,
-        target.forwarded,
-        _host(special, target.host, old=old),
+        forwarded,
+        authority or host,
         lines,
         length,
         protocols,
-        _settings(special, options) if protocols else None,
-        old or b"close" in options,
+        settings,
+        close,
         old,
-        b"content-encoding" in special,
-        _expects(special) and not old,
+        encoded,
+        expects,
+        private,
     )
 
 
 _Special = dict[bytes, list[bytes]]
+_Lines = list[tuple[bytes, bytes]]
 
 
-def _fields(block: bytes) -> tuple[_Special, list[tuple[bytes, bytes]]]:
+def _fields(block: bytes) -> tuple[_Special, _Lines]:
     """Part the fields that are looked at, by their lower-case names, from those that are passed on."""
     if block.count(b"\n") > MAX_FIELDS:
         raise Refused(431, "too many fields")
@@ -173,7 +199,29 @@ def _fields(block: bytes) -> tuple[_Special, list[tuple[bytes, bytes]]]:
     return special, lines
 
 
-def _connection(special: _Special, lines: list[tuple[bytes, bytes]]) -> list[bytes]:
+def _meaning(special: _Special, lines: _Lines, *, old: bool, private: bool) -> Fields:
+    options = _connection(special, lines)
+    length = _length(special, old=old)
+    protocols = _protocols(special) if b"upgrade" in options and not old else ()
+    types = special.get(b"content-type", [])
+    if len(types) > 1:
+        raise Refused(400, "more than one Content-Type")
+    return Fields(
+        _host(special, old=old),
+        b"".join([line for _, line in lines]),
+        length,
+        protocols,
+        tuple(protocol.decode("ascii").lower() for protocol in protocols),
+        _settings(special, options) if protocols else None,
+        old or b"close" in options,
+        b"content-encoding" in special,
+        _expects(special) and not old,
+        private,
+        types[0].decode("latin-1") if types else None,
+    )
+
+
+def _connection(special: _Special, lines: _Lines) -> list[bytes]:
     """Return the options of Connection, and drop the fields that it names (RFC 9110, 7.6.1)."""
     if b"connection" not in special:
         return []
@@ -201,13 +249,13 @@ def _length(special: _Special, *, old: bool) -> int | None:
     return int(lengths[0])
 
 
-def _host(special: _Special, authority: bytes | None, *, old: bool) -> bytes:
+def _host(special: _Special, *, old: bool) -> bytes:
     hosts = special.get(b"host", [])
     if len(hosts) != 1 and not (old and not hosts):
         raise Refused(400, "not exactly one Host")
     if hosts and HOST.fullmatch(hosts[0]) is None:
         raise Refused(400, "a bad Host")
-    return authority or (hosts[0] if hosts else b"localhost")
+    return hosts[0] if hosts else b"localhost"
 
 
 def _protocols(special: _Special) -> tuple[bytes, ...]:

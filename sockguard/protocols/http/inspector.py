@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, ClassVar, Final, cast
 
 from sockguard.protocols.base import BACKEND, CLIENT, FOREVER, RequestRules, RequestVerdict, Source, Start
 from sockguard.protocols.http import limits
-from sockguard.protocols.http.answers import Answers, Read, hijack_verdict
+from sockguard.protocols.http.answers import Answers, Read
 from sockguard.protocols.http.body import BadChunk, Stay, Transfer
 from sockguard.protocols.http.grammar import BadLine, find_end
-from sockguard.protocols.http.head import RequestHead, read_request
+from sockguard.protocols.http.head import Fields, RequestHead, read_request
 from sockguard.protocols.http.known import Known
 from sockguard.protocols.http.responses import CONTINUE, Refused, reply
 
@@ -50,6 +50,7 @@ class HttpInspector:
         self._looked = 0  # bytes of an incomplete head
         self._pending = 0  # bytes of the client that are shown and not used
         self._client_ended = False
+        self._fields = cast("Known[Fields]", start.shared.setdefault("fields", Known()))
         self._answers = Answers(start.effects, self, cast("Known[Read]", start.shared.setdefault("responses", Known())))
         self._head: RequestHead | None = None  # whose body is judged or read away
         self._stay = Stay(0, 0, keep=False)
@@ -176,7 +177,7 @@ class HttpInspector:
                 return 0
             raw = bytes(data[:end])
             known = rules.known.get(raw)
-            head = known[0] if known else read_request(raw)
+            head = known[0] if known else read_request(raw, self._fields)
         except BadLine as error:
             return self._refuse(431 if error.too_long else 400, str(error))
         except Refused as refused:
@@ -191,7 +192,7 @@ class HttpInspector:
                 head = head.without_h2c()
             if not rules.wants_body(head.request):
                 known = head, rules.judge(head.request), head.serialise(head.length)
-                rules.known.keep(raw, known)
+                rules.known.keep(raw, known, private=head.private)
         if known is not None:
             return end + self._act(head, known[1], data[end:], wire=known[2])
         if head.encoded:
@@ -244,7 +245,7 @@ class HttpInspector:
             self._effects.audit("would_deny", head.text, verdict)
         elif self._tell_allowed:
             self._effects.audit("allowed", head.text, verdict)
-        self._answers.expect(head, hijack_verdict(self._rules, head.request, body, enforce=self._enforce))
+        self._answers.expect(head, self._rules, body, enforce=self._enforce)
         self._step = self._hold
         if body is not None:
             length = head.length if head.length is None else len(body)

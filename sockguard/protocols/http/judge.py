@@ -36,6 +36,7 @@ NO_RULE: Final = "no rule allows it"
 _VERSION: Final = re.compile(r"^/v[0-9]+\.[0-9]+(?:\.[0-9]+)?(?=/)")
 # moby: "/v{version:[0-9.]+}"; podman: "/v{version:[0-9][0-9A-Za-z.-]*}".
 _ANY_VERSION: Final = re.compile(r"^/v[0-9.][0-9A-Za-z.-]*(?=/)")
+_VERSION_BEGINS: Final = "/v"
 
 Check: TypeAlias = tuple[slice, Callable[[str], bool]]
 
@@ -105,17 +106,25 @@ class HttpRules:
 
     def judge(self, request: Request, /) -> RequestVerdict:
         """Judge a request by its head. Where rules look into bodies, the body is taken to be as they want it."""
-        verdict = self._denied(request) or self._allowed(request, lambda entry: None)
-        if verdict.allowed and self.wants_body(request):
+        denied = self._denied(request)
+        if denied is not None:
+            return denied
+        verdict = self._allowed(request, _as_wanted)
+        if verdict.allowed and self._rests_on_body(request):
             return verdict._replace(reason=f"{verdict.reason}, if its body has nothing that is forbidden")
         return verdict
 
     def wants_body(self, request: Request) -> bool:
         """Tell whether the verdict rests on the body: ``judge`` allows the request, and ``judge_body`` has the say."""
-        if not self._looks_into_bodies or not request.has_body or self._denied(request) is not None:
-            return False
-        with_body = self._allowed(request, lambda entry: None).allowed
-        return with_body and not self._allowed(request, lambda entry: "").allowed
+        return (
+            self._rests_on_body(request)
+            and self._denied(request) is None
+            and self._allowed(request, _as_wanted).allowed
+        )
+
+    def _rests_on_body(self, request: Request) -> bool:
+        """Tell whether no allow lets the request through without a look into its body."""
+        return self._looks_into_bodies and request.has_body and not self._allowed(request, lambda entry: "").allowed
 
     def judge_body(self, request: Request, body: bytes | bytearray | memoryview) -> RequestVerdict:
         """Judge a request with its whole body, without transfer or content coding."""
@@ -142,7 +151,7 @@ class HttpRules:
             return None
         paths: Iterable[str] = request.paths
         if self._strip:
-            paths = {behind for path in paths for behind in (path, _VERSION.sub("", path), _ANY_VERSION.sub("", path))}
+            paths = {behind for path in paths for behind in _behind_versions(path)}
         found = [entry for path in paths for entry in self._denies.find(request.method, path)]
         if not found:
             return None
@@ -156,7 +165,7 @@ class HttpRules:
         names = []
         for path in request.paths:
             missed = ""
-            for entry in self._allows.find(request.method, _VERSION.sub("", path) if self._strip else path):
+            for entry in self._allows.find(request.method, without_version(path) if self._strip else path):
                 why = entry.unmet(request)
                 if why is None and entry.body is not None:
                     why = body(entry)
@@ -201,7 +210,7 @@ class _Table:
         found = [
             entry
             for methods, entry in self._index.find(segments)
-            if (method in methods or ANY_METHOD in methods) and entry.is_for(segments)
+            if (method in methods or ANY_METHOD in methods) and (not entry.checks or entry.is_for(segments))
         ]
         if len(found) > 1:
             found.sort(key=_order)
@@ -215,7 +224,18 @@ def compile_rules(rules: Sequence[RequestRule], options: Mapping[str, Json]) -> 
 
 def without_version(path: str) -> str:
     """Take one version off a path, as rules are matched with ``strip_prefix``."""
-    return _VERSION.sub("", path)
+    return _VERSION.sub("", path) if path.startswith(_VERSION_BEGINS) else path
+
+
+def _behind_versions(path: str) -> tuple[str, ...]:
+    """A path as it came, and without what is a version here, or to any service."""
+    if not path.startswith(_VERSION_BEGINS):
+        return (path,)
+    return path, _VERSION.sub("", path), _ANY_VERSION.sub("", path)
+
+
+def _as_wanted(entry: Entry) -> None:
+    """The body is taken to be as the entry wants it."""
 
 
 def _order(entry: Entry) -> int:

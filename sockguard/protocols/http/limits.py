@@ -36,7 +36,8 @@ MAX_DRAINED: Final = 64 * 1024
 
 MAX_KNOWN: Final = 128
 MAX_KNOWN_HEAD: Final = 1024
-"""Heads that are known again, for each set of rules and for each proxy's responses, and bytes of one of them."""
+"""Heads that are known again, for each set of rules and for each proxy's request fields and responses; and bytes of one
+of them."""
 
 MAX_MESSAGE: Final = 400
 """Characters of a reason that are shown to the client."""

@@ -51,7 +51,7 @@ def read_target(raw: bytes) -> Target:
     path, mark, query = text.partition("?")
     if "%" not in path:
         _check(path)
-        return Target((path,), _pairs(query) if query else (), f"{path}{mark}{query}".encode("ascii"), host)
+        return Target((path,), _pairs(query) if query else (), raw if host is None else text.encode("ascii"), host)
     if path.count("%") > MAX_ESCAPES:
         raise Refused(400, "too many escapes in the path")
     kept = _ESCAPE.sub(_normalised, path)
@@ -102,20 +102,26 @@ def _decoded(escape: re.Match[str]) -> str:
 
 def _pairs(query: str) -> tuple[tuple[str, str | None], ...]:
     """Read a query as a form (URL Standard, application/x-www-form-urlencoded), in both ways of separating it."""
-    if any(escape[1] is None for escape in _ESCAPE.finditer(query)):
+    escaped = "%" in query
+    if escaped and any(escape[1] is None for escape in _ESCAPE.finditer(query)):
         raise Refused(400, "a broken escape in the query")
     parts = query.split("&")
     if ";" in query:
         parts += query.replace(";", "&").split("&")
     if len(parts) > MAX_PAIRS:
         raise Refused(400, "too many keys in the query")
+    form = _form if escaped else _plain
     pairs: dict[tuple[str, str | None], None] = {}
     for part in parts:
         if part:
             key, equals, value = part.partition("=")
-            pairs[_form(key), _form(value) if equals else None] = None
+            pairs[form(key), form(value) if equals else None] = None
     return tuple(pairs)
 
 
 def _form(text: str) -> str:
     return unquote_plus(text, errors="replace")
+
+
+def _plain(text: str) -> str:
+    return text.replace("+", " ")

@@ -38,11 +38,12 @@ def begin(judge: HttpRules, **options: Any) -> Play:
 def test_it_is_bounded_and_emptied_when_full() -> None:
     known: Known[int] = Known()
     for number in range(limits.MAX_KNOWN):
-        known.keep(b"%d" % number, number)
+        known.keep(b"%d" % number, number, private=False)
     assert len(known) == limits.MAX_KNOWN
-    known.keep(b"one more", 0)
+    known.keep(b"one more", 0, private=False)
     assert [*known] == [b"one more"]
-    known.keep(bytes(limits.MAX_KNOWN_HEAD + 1), 0)
+    known.keep(bytes(limits.MAX_KNOWN_HEAD + 1), 0, private=False)
+    known.keep((bytes(limits.MAX_KNOWN_HEAD), b"x"), 0, private=False)
     assert len(known) == 1
 
 
@@ -170,6 +171,22 @@ def test_what_is_known_again_changes_nothing(exchanges: list[tuple[bytes, bytes]
 
     first = play(judge, shared)
     assert play(judge, shared) == play(judge, shared) == first == play(rules(), {})
+
+
+def test_a_known_head_in_pieces_leaves_nothing_behind() -> None:
+    """Its time ends with it, and the next head is searched from its beginning."""
+    play = begin(rules())
+    for head in (get("/a", "X: long"), get("/a")):
+        play.client(head)
+        play.backend(OK)
+    play.client(get("/a", "X: long")[:-2])
+    assert play.clock == limits.HEAD_SECONDS
+    play.client(get("/a", "X: long")[-2:])
+    assert play.clock == 0
+    play.backend(OK)
+    play.client(get("/a", "X: y"))
+    play.backend(OK)
+    assert play.to_client == OK * 4
 
 
 def test_what_is_kept_cannot_be_changed() -> None:

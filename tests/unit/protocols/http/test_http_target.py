@@ -161,3 +161,9 @@ def test_what_is_forwarded_is_read_alike_again(parts: list[str]) -> None:
     except Refused:
         return
     assert read_target(target.forwarded) == target
+
+
+@pytest.mark.parametrize("query", ["a+b=c+d", "a+b=c%20d"])
+def test_a_plus_in_a_query_is_a_space(query: str) -> None:
+    """Whether or not there is an escape beside it."""
+    assert read_target(f"/a?{query}".encode()).query == (("a b", "c d"),)
