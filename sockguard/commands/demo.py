@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import grp
 import http.client
 import http.server
 import json
@@ -70,12 +71,24 @@ def run(_: argparse.Namespace) -> int:
             out.write(text)
         print("A small HTTP service listens on a private socket; sockguard guards it with this file:\n")
         print("".join(f"    {line}\n" for line in text.splitlines()))
-        with _service(backend), _daemon(file, folder, len(_proxies(text))) as lines:
-            good = sum([_show(client, folder, lines) for client in clients])
+        with _service(backend):
+            _let_control_through(private, backend)
+            with _daemon(file, folder, len(_proxies(text))) as lines:
+                good = sum([_show(client, folder, lines) for client in clients])
     print(f"\n{good} of {len(clients)} verdicts were as they should be.")
     if os.geteuid():
         print("Run it as root to see clients of other users, too.")
     return EXIT_OK if good == len(clients) else EXIT_WORLD
+
+
+def _let_control_through(private: str, backend: str) -> None:
+    """As root, where there is a group sockguard, control runs in it and not as root: as for any service behind it."""
+    if os.geteuid() == 0:
+        with contextlib.suppress(KeyError):
+            group = grp.getgrnam("sockguard").gr_gid
+            for path, mode in ((private, 0o710), (backend, 0o660)):
+                os.chown(path, 0, group)
+                os.chmod(path, mode)
 
 
 def _clients() -> list[Client]:
