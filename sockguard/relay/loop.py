@@ -48,7 +48,7 @@ LINKS: Final[dict[str, type[Link]]] = {"stream": Link, "seqpacket": RecordLink}
 """What serves a connection of each protocol that is not read; InspectedLink serves those that are."""
 
 _JUST_DATA: Final = select.EPOLLIN
-_EVENTS_PER_WAKE: Final = 128
+_EVENTS_PER_WAKE: Final = 64  # as many as malloc gives at once; more are there at the next wake
 _CHANNEL_READ: Final = select.EPOLLIN
 _CHANNEL_WRITE: Final = select.EPOLLIN | select.EPOLLOUT
 
@@ -67,7 +67,7 @@ class Loop:
         self._sides: dict[int, AnySide] = {}
         self._again: dict[AnySide, None] = {}  # as sets that keep their order
         self._later: dict[AnySide, None] = {}
-        self._behind: set[Side] = set()
+        self._behind: dict[Side, int] = {}  # and the tick in which it asked
         self._timed: set[AnyLink] = set()
         self._ended: list[Row] = []
         self._requests: list[Row] = []
@@ -143,8 +143,8 @@ class Loop:
         self._later[side] = None
 
     def catch_up(self, side: Side) -> None:
-        """Take that side's byte behind at the next tick."""
-        self._behind.add(side)
+        """Take that side's byte behind when a whole tick has gone by in which it did not ask again."""
+        self._behind[side] = self.tick
 
     def watch(self, fd: int, events: int) -> None:
         self._epoll.modify(fd, events)
@@ -202,8 +202,8 @@ class Loop:
 
     def _on_tick(self) -> None:
         self.tick += 1
-        behind, self._behind = self._behind, set()
-        for side in behind:
+        for side in [side for side, since in self._behind.items() if self.tick - since > 1]:
+            del self._behind[side]
             side.take_the_byte_behind()
         later, self._later = self._later, {}
         self._retry(later)

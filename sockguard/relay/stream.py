@@ -122,8 +122,8 @@ class Side:
     behind     1 when the last byte passed on still stands unread in the kernel's queue, else 0
     stay       whether to stay behind (1 or 0): not where senders are looked at, since a byte of one would hide that
                the next are another's
-    passes_fds fds have come here: then the byte behind stays for a tick only, or whoever sent them (another sockguard
-               with its MAX_IN_FLIGHT) could not tell that they were taken
+    passes_fds fds have come here: then the byte behind stays for a tick of silence or two, or whoever sent them
+               (another sockguard with its MAX_IN_FLIGHT) could not tell that they were taken
     sender     the only uid that may send here; -1: any
     in_flight  fds passed on since ``other`` was last seen to have taken everything
     ending     the peer sends nothing more after what is queued (EPOLLRDHUP)

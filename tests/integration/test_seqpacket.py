@@ -63,25 +63,25 @@ def serve(sock: socket.socket) -> None:
 
 
 class Case:
-    """The daemon, its sockets' folder, and the number of its last event when a test began."""
+    """The daemon, its sockets' folder, and the number of the connection that was made last."""
 
     def __init__(self, daemon: Daemon, folder: Path) -> None:
         self.daemon = daemon
         self.folder = folder
-        self.before = 0
+        self.number = 0
 
     def connect(self, proxy: str) -> socket.socket:
-        self.before = len(self.daemon.lines)
+        """A connection that is known by its number: what is still told of one before it is not mistaken for it."""
         sock = socket.socket(socket.AF_UNIX, SEQPACKET)
         sock.settimeout(20)
         sock.connect(str(self.folder / proxy))
+        admitted = self.daemon.wait_for("connection_admitted", lambda event: event["connection"] > self.number)
+        self.number = admitted["connection"]
         return sock
 
     def closed(self) -> dict[str, Any]:
         """The end of the connection that was made last."""
-        admitted = self.daemon.wait_for("connection_admitted", lambda event: event["seq"] > self.before)
-        number = admitted["connection"]
-        return self.daemon.wait_for("connection_closed", lambda event: event["connection"] == number)
+        return self.daemon.wait_for("connection_closed", lambda event: event["connection"] == self.number)
 
 
 @pytest.fixture(scope="module")
