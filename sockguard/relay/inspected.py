@@ -125,6 +125,7 @@ class InspectedLink:
 
     def _begin(self) -> None:
         self.inspector = inspector_of(self.options.protocol)(self._start)
+        self.client.inspect = self.backend.inspect = self.inspector.received
         self.inspector.start()
 
     def renew(self, rules: RequestRules) -> None:
@@ -140,11 +141,12 @@ class InspectedLink:
             return
         side = self.sides[to]
         source = side.other
-        passed = source.take_fds(fds) if fds else []
         if source.passing > 0:  # a passthrough that is not FOREVER
-            side.hold(data, passed)
+            side.hold(data, source.take_fds(fds))
+        elif fds:
+            side.write(data, source.take_fds(fds))
         else:
-            side.write(data, passed)
+            side.write(data)
 
     def passthrough(self, source: Source, count: int) -> None:
         side = self.sides[source]
@@ -255,6 +257,7 @@ class InspectedSide(Outbox):
     """One of the two sockets: what is read from it, and what waits to be written to it.
 
     paused    not read until the inspector says so, but for what passes
+    inspect   the inspector's ``received``
     rest      what was shown and is not used yet; ``stuck``: showing it again is of no use before more comes
     fds       that came here and were neither sent on nor dropped yet; none was since the tick ``fds_since``
     passing   bytes still to come that go to ``other`` unseen; FOREVER: all
@@ -270,6 +273,7 @@ class InspectedSide(Outbox):
         "fds_since",
         "gone",
         "index",
+        "inspect",
         "passing",
         "paused",
         "read",
@@ -279,6 +283,8 @@ class InspectedSide(Outbox):
         "sender",
         "stuck",
     )
+
+    inspect: Callable[[Source, memoryview, int], int]
 
     def __init__(self, link: InspectedLink, sock: socket.socket, index: Source, only_from: int) -> None:
         super().__init__(link, sock)
@@ -326,7 +332,8 @@ class InspectedSide(Outbox):
         passing = self.passing
         wanted = passing if 0 < passing < CHUNK else CHUNK
         try:
-            length, control, flags, _ = self.read(_views if wanted == CHUNK else [_view[:wanted]], CONTROL_BYTES, READ)
+            read = self.read  # what a slot holds is called faster by a local name
+            length, control, flags, _ = read(_views if wanted == CHUNK else [_view[:wanted]], CONTROL_BYTES, READ)
         except BlockingIOError:
             if self.deaf and self.index == CLIENT:  # all is heard that it had to say, and it hears no answer
                 link.end(self.reset_outcome)
@@ -348,9 +355,11 @@ class InspectedSide(Outbox):
             self.rest += _view[:length]
             self._show_rest()
         else:
-            used = self._show(_view[:length])
+            shown = _view[:length]
+            used = self._show(shown)
             if used < length:
-                self.rest += _view[used:length]
+                used = self._go_on(shown, used)
+                self.rest += shown[used:]
         if length == wanted or control or self.ending:
             link.loop.again(self)
 
@@ -402,7 +411,7 @@ class InspectedSide(Outbox):
         elif self.fds and not followed:
             self.link.end("malformed" if self.index == CLIENT else "backend_malformed", "descriptors amid a message")
         else:
-            self.other.write(data, [])
+            self.other.write(data)
             self.passing -= len(data)
             if not self.passing:
                 self.other.release()
@@ -411,43 +420,47 @@ class InspectedSide(Outbox):
         rest = self.rest
         with memoryview(rest) as view:
             used = self._show(view)
+            if used < len(view):
+                used = self._go_on(view, used)
         try:
             del rest[:used]
         except BufferError as error:  # the inspector has kept a view
             self.link.faulty(error)
 
     def _show(self, data: memoryview) -> int:
-        """Show it until the inspector uses no more of it; give how much is used."""
+        """Show it to the inspector; give how much is used."""
+        self.stuck = True  # unless the inspector uses it, or asks to be shown the rest again
+        try:
+            inspect = self.inspect
+            used = inspect(self.index, data, len(self.fds))
+        except Exception as error:
+            self.link.faulty(error)
+            used = len(data)
+        if used:
+            self.stuck = False
+        return used
+
+    def _go_on(self, data: memoryview, used: int) -> int:
+        """Some of it was used, or none: show the rest, or let it pass, while there is any use in it."""
         link = self.link
-        start, end = 0, len(data)
-        while True:
+        end = len(data)
+        start, count = used, used
+        while count or self.passing:
+            if start == end or link.ending:
+                return end
             if self.passing:
+                self.stuck = False
                 count = end - start if self.passing == FOREVER else min(self.passing, end - start)
                 self._pass(data[start : start + count], followed=start + count < end)
-            else:
-                self.stuck = True  # unless the inspector asks to be shown the rest again
-                try:
-                    count = link.inspector.received(self.index, data[start:] if start else data, len(self.fds))
-                except Exception as error:
-                    link.faulty(error)
-                    return end
-                if not count and not self.passing:
-                    return start
-            start += count
-            if start == end:
-                self.stuck = False
-                return end
-            if link.ending:
-                return end
-            if self.passing:
-                continue
-            if self.paused:
-                self.stuck = False
-                return start
-            if link.loop.credit <= 0 and self.index == CLIENT:
+            elif self.paused:
+                break
+            elif link.loop.credit <= 0 and self.index == CLIENT:
                 link.loop.wait_for_credit(self)
-                self.stuck = False
-                return start
+                break
+            else:
+                count = self._show(data[start:])
+            start += count
+        return start
 
     def _end_of_stream(self) -> None:
         link = self.link
@@ -476,5 +489,5 @@ class InspectedSide(Outbox):
         self._forget_out()
         close_all(self.fds)
         self.fds.clear()
-        self.closed = True
+        self.closed = self.deaf = True
         self.sock.close()

@@ -13,6 +13,7 @@ import socket
 import termios
 from array import array
 from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from sockguard.privsep.channel import close_all
@@ -33,7 +34,7 @@ class Outbox:
     queued    bytes in both
     armed     epoll tells of room
     in_flight fds passed on to here since the peer was last seen to have taken everything
-    deaf      the peer takes nothing any more: what is sent here goes nowhere
+    deaf      the peer takes nothing any more, or this is closed: what is sent here goes nowhere
     broken    the peer closed with bytes unread (ECONNRESET)
     shut      write no more here; done when all is out
     """
@@ -63,8 +64,8 @@ class Outbox:
         self.fd = sock.fileno()
         self.put = sock.send
         self.queued = self.in_flight = 0
-        self.out: deque[tuple[Data, list[int]]] = deque()
-        self.held: list[tuple[bytes, list[int]]] = []
+        self.out: deque[tuple[Data, Sequence[int]]] = deque()
+        self.held: list[tuple[bytes, Sequence[int]]] = []
         self.armed = self.broken = self.closed = self.deaf = self.shut = False
 
     @property
@@ -72,14 +73,14 @@ class Outbox:
         """This side, with the half that is read."""
         return self.other.other
 
-    def write(self, data: Data, fds: list[int]) -> None:
+    def write(self, data: Data, fds: Sequence[int] = ()) -> None:
         """Write now what goes, keep a copy of the rest. Takes the fds over."""
-        sent = 0 if self.out else self._send(data, fds)
+        sent = 0 if self.out else self._send_fds(data, fds) if fds else self._send(data)
         if sent < len(data):
-            self.out.append((memoryview(bytes(data[sent:])), [] if sent else fds))
+            self.out.append((memoryview(bytes(data[sent:])), () if sent else fds))
             self.queued += len(data) - sent
 
-    def hold(self, data: Data, fds: list[int]) -> None:
+    def hold(self, data: Data, fds: Sequence[int]) -> None:
         """Keep it until the bytes that pass to here are complete. Takes the fds over."""
         self.held.append((bytes(data), fds))
         self.queued += len(data)
@@ -98,7 +99,7 @@ class Outbox:
     def shut_down(self) -> None:
         """Write no more than what waits already, or passes to here."""
         self.shut = True
-        if not self.queued and self.other.passing <= 0 and not self.deaf and not self.closed:
+        if not self.queued and self.other.passing <= 0 and not self.deaf:
             try:
                 self.sock.shutdown(socket.SHUT_WR)
             except OSError:  # the peer has gone: reading says so
@@ -108,14 +109,14 @@ class Outbox:
         """Write what waits; true when nothing does any more, unless the link has ended meanwhile."""
         while self.out:
             data, fds = self.out.popleft()  # first: whatever closes what waits must not find these fds again
-            sent = self._send(data, fds)
-            if self.deaf or self.closed:
+            sent = self._send_fds(data, fds) if fds else self._send(data)
+            if self.deaf:
                 break
             self.queued -= sent
             if sent:
                 self.link.seen = self.link.loop.tick
             if sent < len(data):
-                self.out.appendleft((data[sent:], [] if sent else fds))
+                self.out.appendleft((data[sent:], () if sent else fds))
                 return False
         if self.closed:
             return False
@@ -126,40 +127,55 @@ class Outbox:
             self.shut_down()
         return True
 
-    def _send(self, data: Data, fds: list[int]) -> int:
-        """Give how many bytes are dealt with. The fds are closed when any are."""
-        if self.deaf or self.closed:
-            close_all(fds)
+    def _send(self, data: Data) -> int:
+        """Give how many bytes are dealt with."""
+        if self.deaf:
             return len(data)
         try:
-            if fds:
-                if self.in_flight + len(fds) > MAX_IN_FLIGHT:
-                    if self._untaken():
-                        self._wait()
-                        return 0
-                    self.in_flight = 0
-                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))]
-                sent = self.sock.sendmsg([data], rights)
-                self.in_flight += len(fds)
-                close_all(fds)
-            else:
-                sent = self.put(data)
-        except BlockingIOError:
-            self._wait()
-            return 0
+            put = self.put
+            sent = put(data)
         except OSError as error:
-            if error.errno in FOR_NOW:
-                self.link.loop.later(self._whole)
-                return 0
-            close_all(fds)
-            if error.errno in (errno.EPIPE, errno.ECONNRESET):
-                self._undeliverable(error.errno == errno.ECONNRESET)
-            else:  # not raised: it would seem to come from the inspector that sends
-                self.link.fail()
-            return len(data)
+            return len(data) if self._lost(error) else 0
         if sent < len(data):
             self._wait()
         return sent
+
+    def _send_fds(self, data: Data, fds: Sequence[int]) -> int:
+        """As _send. The fds, one at least, are closed when any bytes are dealt with."""
+        if self.deaf:
+            close_all(fds)
+            return len(data)
+        if self.in_flight + len(fds) > MAX_IN_FLIGHT:
+            if self._untaken():
+                self._wait()
+                return 0
+            self.in_flight = 0
+        try:
+            sent = self.sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))])
+        except OSError as error:
+            if not self._lost(error):
+                return 0
+            sent = len(data)
+        else:
+            self.in_flight += len(fds)
+            if sent < len(data):
+                self._wait()
+        close_all(fds)
+        return sent
+
+    def _lost(self, error: OSError) -> bool:
+        """It was not sent: is it lost? Else it is tried again."""
+        if error.errno == errno.EAGAIN:
+            self._wait()
+            return False
+        if error.errno in FOR_NOW:
+            self.link.loop.later(self._whole)
+            return False
+        if error.errno in (errno.EPIPE, errno.ECONNRESET):
+            self._undeliverable(error.errno == errno.ECONNRESET)
+        else:  # not raised: it would seem to come from the inspector that sends
+            self.link.fail()
+        return True
 
     def _wait(self) -> None:
         if not self.armed:

@@ -16,7 +16,7 @@ from sockguard.protocols.dbus.gate import MAX_NAMES, MAX_SUBSCRIPTIONS, TooMuch
 from sockguard.protocols.dbus.match_rule import MatchRule
 from sockguard.protocols.dbus.names import BUS, valid_bus_name, valid_well_known_name
 from sockguard.protocols.dbus.requests import Own, describe
-from sockguard.protocols.dbus.wire import ERROR, NO_REPLY_EXPECTED, Fields, Malformed, set_reply_serial
+from sockguard.protocols.dbus.wire import ERROR, Fields, Malformed, set_reply_serial
 from sockguard.protocols.order import ReplyOrder
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class BusCalls:
     def _hello(self, fields: Fields, serial: int) -> int:
         """The first message, by which the bus gives the client its name."""
         asks = service(fields.interface, fields.member)
-        if asks is not Service.HELLO or fields.destination is None or fields.flags & NO_REPLY_EXPECTED:
+        if asks is not Service.HELLO or fields.destination is None or not fields.wants_reply:
             raise Malformed("the first message is not Hello")
         self._following.wait()
         return self._pass(fields, serial, asks)
@@ -116,7 +116,7 @@ class BusCalls:
         """The text for people, and the verdict: by the rules for calls first, then by what is asked about."""
         gate = self._gate
         asks, name, rule = question
-        verdict = gate.calls.get(fields) or gate.call(fields)
+        verdict = gate.call(fields)
         text = describe(gate.request(fields))
         if not verdict.allowed:
             return text, verdict
@@ -143,7 +143,7 @@ class BusCalls:
         self, fields: Fields, serial: int, signature: str = "", values: tuple[body.Value, ...] | list[body.Value] = ()
     ) -> None:
         """Answer a call in the bus's stead."""
-        if not fields.flags & NO_REPLY_EXPECTED:
+        if fields.wants_reply:
             content = body.pack(signature, values)
             new_serial = self._traffic.next_to_client()
             self.answer(wire.method_return(new_serial, serial, self._gate.unique, BUS, signature, content))
@@ -182,7 +182,7 @@ class BusCalls:
 
     def _pass(self, fields: Fields, serial: int, asks: Service | None, added: MatchRule | None = None) -> int:
         new_serial = self._traffic.next_to_bus()
-        if not fields.flags & NO_REPLY_EXPECTED:
+        if fields.wants_reply:
             if self._order.full:
                 raise TooMuch(f"more than {MAX_ASKED} calls to the bus wait for their answer")
             self.asked[new_serial] = Asked(serial, asks, fields.member or "", added)
@@ -213,6 +213,7 @@ class BusCalls:
             gate.owners.meet(read_texts(fields, content, "s")[0])
         elif asked.member == "BecomeMonitor":
             traffic.monitors = True
+            gate.forget()  # whatever it says from now on is looked at anew, and ends it
         traffic.then += self._order.answered(reply_to)
         return new_serial
 

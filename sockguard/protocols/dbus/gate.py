@@ -38,6 +38,8 @@ class TooMuch(Exception):  # an outcome of the connection, no fault
 class Gate:
     """``unique``: the client's own name on the bus. owned: the well-known names that it has.
 
+    calls          remembered verdicts on calls and signals of the client's, to others than the bus itself
+    arrivals       on those of others
     requested      those that it asked for and may have or wait for
     subscriptions  match rules by which it hears of owners, and how often it gave each
     """
@@ -82,12 +84,14 @@ class Gate:
         may talk to themselves.
         """
         verdict = self.rules.judge(self.request(fields))
+        to = fields.destination
         if not verdict.allowed and verdict.rule is None:
-            to = fields.destination
             if to is not None and (to == self.unique or to in self.owned):
                 verdict = _ITSELF
             elif fields.kind == SIGNAL and self.owned and (to is None or self.owners.met(to)):
                 return RequestVerdict(True, None, _OWNER)  # not remembered: whom it has met changes all the time
+        if to == BUS:  # there is more to judge: ``calls`` are those that a verdict is all about
+            return verdict
         return _remember(self.calls, fields, verdict)
 
     def request(self, fields: Fields) -> Call:

@@ -74,6 +74,8 @@ class Fields:
     identity.
 
     kind, flags    first bytes of the header; endian is "<" or ">"
+    wants_reply    a call that is to be answered; is_reply: an answer, or an error
+    pack           writes a u32 in that byte order (struct.Struct.pack_into): buffer, offset, value
     length         bytes of the header, padding to 8 included
     path, interface, member, error_name, destination, sender   None when absent
     signature      of the body; "" when absent
@@ -87,20 +89,26 @@ class Fields:
         "error_name",
         "flags",
         "interface",
+        "is_reply",
         "kind",
         "length",
         "member",
+        "pack",
         "path",
         "reply_serial_at",
         "sender",
         "signature",
         "unix_fds",
+        "wants_reply",
     )
 
     def __init__(self, kind: int, flags: int, endian: str, length: int, texts: list[str | None], at: int, fds: int):
         self.kind = kind
         self.flags = flags
         self.endian = endian
+        self.wants_reply = kind == METHOD_CALL and not flags & NO_REPLY_EXPECTED
+        self.is_reply = kind not in (METHOD_CALL, SIGNAL)
+        self.pack = U32[endian].pack_into
         self.length = length
         _, self.path, self.interface, self.member, self.error_name, _, self.destination, self.sender, signature = texts
         self.signature = signature or ""

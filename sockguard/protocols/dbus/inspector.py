@@ -13,7 +13,7 @@ from sockguard.protocols.dbus import sasl
 from sockguard.protocols.dbus.following import ANSWER_SECONDS
 from sockguard.protocols.dbus.gate import TooMuch
 from sockguard.protocols.dbus.traffic import MAX_HELD, Traffic
-from sockguard.protocols.dbus.wire import FIXED, Fields, Headers, Malformed, extent, set_serial
+from sockguard.protocols.dbus.wire import FIXED, SERIAL_AT, Fields, Headers, Malformed, extent
 
 AUTH_SECONDS: Final = 30.0
 """For both authentications; dbus-daemon's auth_timeout."""
@@ -51,58 +51,9 @@ class DbusInspector:
         self._effects.send(BACKEND, self._bus_auth.greeting())
 
     def received(self, source: Source, data: memoryview, fds: int) -> int:
-        try:
-            if self._serving:
-                return self._messages(source, data, fds)
-            return self._authenticate(source, data)
-        except Malformed as error:
-            outcome = ("malformed" if self._serving else "auth_failed") if source == CLIENT else "backend_malformed"
-            self._effects.end(outcome, str(error))
-        except TooMuch as error:
-            self._effects.end("limit", str(error))
-        except sasl.Refused as error:
-            self._effects.end("auth_refused", str(error))
-        return len(data)
-
-    def eof(self, source: Source) -> None:
-        refused = source == BACKEND and not self._serving
-        self._effects.end("auth_refused" if refused else "closed", "the bus closed the connection" if refused else "")
-
-    def answered(self, answer: object) -> None:
-        raise AssertionError("nothing was asked")
-
-    def timed_out(self) -> None:
-        if self._serving:
-            self._effects.end("timeout", f"the bus did not answer within {ANSWER_SECONDS:g} s")
-        else:
-            self._effects.end("timeout", f"not authenticated within {AUTH_SECONDS:g} s")
-
-    def new_rules(self, rules: RequestRules, *, enforce: bool, tell_allowed: bool) -> None:
-        self._traffic.new_rules(rules, enforce=enforce, tell_allowed=tell_allowed)
-
-    # ── authentication ──
-
-    def _authenticate(self, source: Source, data: memoryview) -> int:
-        if source == BACKEND:
-            used = self._bus_auth.feed(bytes(data))
-            if self._bus_auth.done:
-                self._client_auth.ready(self._bus_auth.guid, self._bus_auth.fds)
-                self._effects.resume(CLIENT)
-            return used
-        used, reply, begun = self._client_auth.feed(bytes(data))
-        if reply:
-            self._effects.send(CLIENT, reply)
-        if begun:
-            self._effects.send(BACKEND, b"BEGIN\r\n")
-            self._effects.timer(0)
-            self._serving = True
-            self._traffic.takes_fds = self._client_auth.fds
-        return used
-
-    # ── messages ──
-
-    def _messages(self, source: Source, data: memoryview, fds: int) -> int:
         """Judge the messages that are whole, and the last one too if its header is. What passes goes out in runs."""
+        if not self._serving:
+            return self._authenticate(source, data)
         effects, read, to = self._effects, self._read, 1 - source
         traffic = self._traffic
         judge = traffic.from_client if source == CLIENT else traffic.from_bus
@@ -132,10 +83,11 @@ class DbusInspector:
                 if new_serial < 0:
                     break
                 if new_serial:
-                    set_serial(data, at, fields.endian, new_serial)
-                if new_serial and after <= end and not (fields.unix_fds or traffic.then or traffic.monitors):
-                    at = after
-                    continue
+                    pack = fields.pack
+                    pack(data, at + SERIAL_AT, new_serial)
+                    if after <= end and not (fields.unix_fds or traffic.then or traffic.monitors):
+                        at = after
+                        continue
                 if run < at:
                     effects.send(to, data[run:at])
                 run = min(after, end)
@@ -154,16 +106,68 @@ class DbusInspector:
                 if traffic.monitors:
                     effects.passthrough(BACKEND, FOREVER)
                     return at
-        except (Malformed, TooMuch):
+            if run < at:
+                effects.send(to, data[run:at] if run or at < end else data)
+                run = at
+            if fds and at == end:
+                raise Malformed("descriptors came that belong to no message")
+        except (Malformed, TooMuch) as error:
             if run < at:
                 effects.send(to, data[run:at])  # what came before is good
-            raise
-        if run < at:
-            effects.send(to, data[run:at])
-        if fds and at == end:
-            raise Malformed("descriptors came that belong to no message")
+            if isinstance(error, TooMuch):
+                effects.end("limit", str(error))
+            else:
+                effects.end("malformed" if source == CLIENT else "backend_malformed", str(error))
+            return end
         self._left[source] = fds
         return at
+
+    def eof(self, source: Source) -> None:
+        refused = source == BACKEND and not self._serving
+        self._effects.end("auth_refused" if refused else "closed", "the bus closed the connection" if refused else "")
+
+    def answered(self, answer: object) -> None:
+        raise AssertionError("nothing was asked")
+
+    def timed_out(self) -> None:
+        if self._serving:
+            self._effects.end("timeout", f"the bus did not answer within {ANSWER_SECONDS:g} s")
+        else:
+            self._effects.end("timeout", f"not authenticated within {AUTH_SECONDS:g} s")
+
+    def new_rules(self, rules: RequestRules, *, enforce: bool, tell_allowed: bool) -> None:
+        self._traffic.new_rules(rules, enforce=enforce, tell_allowed=tell_allowed)
+
+    # ── authentication ──
+
+    def _authenticate(self, source: Source, data: memoryview) -> int:
+        try:
+            return self._from_bus(bytes(data)) if source == BACKEND else self._from_client(bytes(data))
+        except Malformed as error:
+            self._effects.end("auth_failed" if source == CLIENT else "backend_malformed", str(error))
+        except sasl.Refused as error:
+            self._effects.end("auth_refused", str(error))
+        return len(data)
+
+    def _from_bus(self, data: bytes) -> int:
+        used = self._bus_auth.feed(data)
+        if self._bus_auth.done:
+            self._client_auth.ready(self._bus_auth.guid, self._bus_auth.fds)
+            self._effects.resume(CLIENT)
+        return used
+
+    def _from_client(self, data: bytes) -> int:
+        used, reply, begun = self._client_auth.feed(data)
+        if reply:
+            self._effects.send(CLIENT, reply)
+        if begun:
+            self._effects.send(BACKEND, b"BEGIN\r\n")
+            self._effects.timer(0)
+            self._serving = True
+            self._traffic.takes_fds = self._client_auth.fds
+        return used
+
+    # ── messages ──
 
     def _skipped(self, source: Source, end: int) -> int:
         skipped = min(self._skip[source], end)

@@ -28,22 +28,25 @@ EVERY_CHANGE: Final = (
 
 
 class Owners:
-    """Owners of the names that are followed. ``version`` changes whenever an owner does."""
+    """Owners of the names that are followed. ``version`` changes whenever an owner does.
 
-    __slots__ = ("_names", "_owner", "_seen", "version")
+    owner  the unique name of who owns each followed name; for others to read
+    """
+
+    __slots__ = ("_names", "_seen", "owner", "version")
 
     def __init__(self) -> None:
-        self._owner: dict[str, str] = {}
+        self.owner: dict[str, str] = {}
         self._names: dict[str, frozenset[str]] = {}
         self._seen: dict[str, None] = {}
         self.version = 0
 
     def changed(self, name: str, owner: str) -> bool:
         """``name`` is owned by that unique name now; "": by nobody. False when there are too many to follow."""
-        before = self._owner.pop(name, "")
+        before = self.owner.pop(name, "")
         if before == owner:
             if owner:
-                self._owner[name] = owner
+                self.owner[name] = owner
             return True
         self.version += 1
         if before:
@@ -53,9 +56,9 @@ class Owners:
             else:
                 del self._names[before]
         if owner:
-            if len(self._owner) >= MAX_OWNERS:
+            if len(self.owner) >= MAX_OWNERS:
                 return False
-            self._owner[name] = owner
+            self.owner[name] = owner
             self._names[owner] = self._names.get(owner, _NONE) | {name}
         return True
 
@@ -69,20 +72,16 @@ class Owners:
         """
         if name.startswith(":"):
             return self._names.get(name, _NONE)
-        owner = self._owner.get(name)
+        owner = self.owner.get(name)
         return frozenset((name,)) if owner is None else self._names[owner] | {name}
-
-    def owner_of(self, name: str) -> str:
-        """The unique name of who owns this followed name; "" when nobody is known to."""
-        return self._owner.get(name, "")
 
     def keep(self, followed: Iterable[str]) -> None:
         """Forget what is owned under any other name than these."""
-        for name in self._owner.keys() - set(followed):
+        for name in self.owner.keys() - set(followed):
             self.changed(name, "")
 
     def __iter__(self) -> Iterator[str]:
-        return iter(list(self._owner))
+        return iter(list(self.owner))
 
     def meet(self, unique: str) -> None:
         """The client has met this peer, and may ask about it until it has gone."""

@@ -19,7 +19,6 @@ from sockguard.protocols.dbus.names import BUS
 from sockguard.protocols.dbus.requests import Call, describe
 from sockguard.protocols.dbus.wire import (
     METHOD_CALL,
-    NO_REPLY_EXPECTED,
     SIGNAL,
     Fields,
     Malformed,
@@ -124,31 +123,33 @@ class Traffic:
     def from_client(self, fields: Fields, serial: int, reply_to: int, data: memoryview, at: int, after: int) -> int:
         if self.following.waiting:
             return WAIT
-        if self.monitors:
-            raise Malformed("a monitor may say nothing")
-        name, kind = fields.destination, fields.kind
-        if kind == METHOD_CALL and (name is None or name == BUS):
-            if after - at > MAX_HELD:
-                raise Malformed("a call to the bus itself that is too long")
-            return self.bus.from_client(fields, serial, data[at:after]) if after <= len(data) else WAIT
-        if not self.gate.unique:
-            raise Malformed("the first message is not Hello")
-        if kind != METHOD_CALL and kind != SIGNAL:
-            return self._answer_of_client(fields, reply_to, data, at)
         gate = self.gate
-        verdict = gate.calls.get(fields) or gate.call(fields)
+        verdict = gate.calls.get(fields)  # those are calls and signals, to others than the bus itself
+        if verdict is None:
+            if self.monitors:
+                raise Malformed("a monitor may say nothing")
+            if fields.kind == METHOD_CALL and (fields.destination is None or fields.destination == BUS):
+                if after - at > MAX_HELD:
+                    raise Malformed("a call to the bus itself that is too long")
+                return self.bus.from_client(fields, serial, data[at:after]) if after <= len(data) else WAIT
+            if not gate.unique:
+                raise Malformed("the first message is not Hello")
+            if fields.kind != METHOD_CALL and fields.kind != SIGNAL:
+                return self._answer_of_client(fields, reply_to, data, at)
+            verdict = gate.call(fields)
         if (self.tell_allowed or not verdict.allowed) and not self.permits(describe(gate.request(fields)), verdict):
-            if kind == METHOD_CALL:
+            if fields.kind == METHOD_CALL:
                 self.refuse(fields, serial, verdict.reason)
             return DROP
-        if kind == SIGNAL or fields.flags & NO_REPLY_EXPECTED:
+        if not fields.wants_reply:
             return self.next_to_bus()
-        if len(self._pending) >= MAX_PENDING:
+        pending = self._pending
+        if len(pending) >= MAX_PENDING:
             self.refuse(fields, serial, f"more than {MAX_PENDING} calls wait for their answer", LIMITS_EXCEEDED)
             return DROP
-        called = name or ""
+        called = fields.destination or ""
         new_serial = self.next_to_bus()
-        self._pending[new_serial] = serial, called, gate.owners.owner_of(called) or called
+        pending[new_serial] = serial, called, gate.owners.owner.get(called, called)
         return new_serial
 
     def _answer_of_client(self, fields: Fields, reply_to: int, data: memoryview, at: int) -> int:
@@ -173,24 +174,24 @@ class Traffic:
 
     def refuse(self, fields: Fields, serial: int, reason: str, name: str = ACCESS_DENIED) -> None:
         """Answer a call of the client's ourselves, as the bus would: with an error, in its place. Raises TooMuch."""
-        if not fields.flags & NO_REPLY_EXPECTED:
+        if fields.wants_reply:
             text = f"sockguard: {reason}"
             self.bus.answer(wire.error(self.next_to_client(), serial, name, text, self.gate.unique, BUS))
 
     def from_bus(self, fields: Fields, serial: int, reply_to: int, data: memoryview, at: int, after: int) -> int:
-        kind, sender, gate = fields.kind, fields.sender, self.gate
+        gate, sender = self.gate, fields.sender
         if fields.destination != gate.unique and not self._for_client(fields):
             return self._overheard(fields)
-        is_reply = kind != METHOD_CALL and kind != SIGNAL
         if sender == BUS and (
-            kind == SIGNAL or (is_reply and (reply_to in self.bus.asked or reply_to in self.following.asked))
+            fields.kind == SIGNAL
+            or (fields.is_reply and (reply_to in self.bus.asked or reply_to in self.following.asked))
         ):
             if after - at > MAX_HELD:
                 raise TooMuch("a message of the bus itself is too long")
             if after > len(data):
                 return WAIT
             return self._from_bus_itself(fields, reply_to, data, at, after)
-        if not is_reply:
+        if not fields.is_reply:
             return self._arrival(fields, serial)
         own, called, owner = self._pending.get(reply_to, _NONE)
         if not own or (sender != owner and not gate.may_answer(called, owner, sender or "")):
@@ -202,7 +203,8 @@ class Traffic:
             text = f"sockguard: {_NO_FDS.reason}"
             self.then += wire.error(self.next_to_client(), own, NOT_SUPPORTED, text, gate.unique, BUS)
             return DROP
-        set_reply_serial(data, at, fields, own)
+        pack = fields.pack
+        pack(data, at + fields.reply_serial_at, own)
         return self.next_to_client()
 
     def _for_client(self, fields: Fields) -> bool:
@@ -238,7 +240,7 @@ class Traffic:
                 self.tell_once(describe(gate.receive(fields)), verdict, denied=False)
             gate.owners.meet(fields.sender or "")
         new_serial = self.next_to_client()
-        if fields.kind == METHOD_CALL and not fields.flags & NO_REPLY_EXPECTED:
+        if fields.wants_reply:
             if len(self._arrived) >= MAX_PENDING:
                 del self._arrived[next(iter(self._arrived))]  # the oldest: it is the client who never answers
             self._arrived[new_serial] = serial, fields.sender or ""
@@ -247,7 +249,7 @@ class Traffic:
     def _turn_away(self, fields: Fields, serial: int, verdict: RequestVerdict, name: str) -> int:
         """What another peer sent does not come to the client. Answer it if it was a call."""
         self.tell_once(describe(self.gate.receive(fields)), verdict, denied=True)
-        if fields.kind == METHOD_CALL and not fields.flags & NO_REPLY_EXPECTED:
+        if fields.wants_reply:
             text = f"sockguard: {verdict.reason}"
             self.effects.send(BACKEND, wire.error(self.next_to_bus(), serial, name, text, fields.sender, None))
         return DROP

@@ -41,6 +41,7 @@ __all__ = [
     "METHOD_RETURN",
     "NO_AUTO_START",
     "NO_REPLY_EXPECTED",
+    "SERIAL_AT",
     "SIGNAL",
     "Fields",
     "Headers",
@@ -52,7 +53,6 @@ __all__ = [
     "method_return",
     "read_message",
     "set_reply_serial",
-    "set_serial",
     "signal",
     "sizes",
 ]
@@ -70,6 +70,9 @@ class Message(NamedTuple):
     body_length: int
     reply_serial: int
 
+
+SERIAL_AT: Final = 8
+"""Where the serial stands in a message, a u32."""
 
 Read: TypeAlias = tuple[Fields, int, int, int]
 """As Message, for the many: fields, serial, body_length, reply_serial."""
@@ -135,10 +138,11 @@ class Headers:
         if shape is None or start + shape.length > end:
             return self._read_new(view, start, end)
         reply = 0
+        split = shape.split
         if shape.at < 0:
-            fields = shape.known.get(shape.split(view, start + FIXED))
+            fields = shape.known.get(split(view, start + FIXED))
         else:
-            before, reply, after = shape.split(view, start + FIXED)
+            before, reply, after = split(view, start + FIXED)
             fields = shape.known.get((before, after))
         if fields is None:
             return self._read_new(view, start, end)
@@ -188,16 +192,11 @@ class Headers:
         self._count += 1
 
 
-def set_serial(view: memoryview | bytearray, start: int, endian: str, serial: int) -> None:
-    """Change the serial of the message at ``start`` in place. endian: as in its Fields."""
-    U32[endian].pack_into(view, start + 8, serial)
-
-
 def set_reply_serial(view: memoryview | bytearray, start: int, fields: Fields, reply_serial: int) -> None:
     """Change the reply serial of the message at ``start`` in place. Raises ValueError when it has none."""
     if fields.reply_serial_at < 0:
         raise ValueError("the message has no reply serial")
-    U32[fields.endian].pack_into(view, start + fields.reply_serial_at, reply_serial)
+    fields.pack(view, start + fields.reply_serial_at, reply_serial)
 
 
 def method_call(

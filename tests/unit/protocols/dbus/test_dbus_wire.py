@@ -219,7 +219,7 @@ def test_patches() -> None:
         data = bytearray(b"xx" + message(2, [number(5, 1, endian), text(6, "s", b":1.1", endian)], endian))
         fields = read_message(bytes(data[2:])).fields
         before = bytes(data)
-        wire.set_serial(memoryview(data), 2, endian, 0x0A0B0C0D)
+        fields.pack(data, 2 + wire.SERIAL_AT, 0x0A0B0C0D)
         wire.set_reply_serial(memoryview(data), 2, fields, 0x01020304)
         read = read_message(bytes(data[2:]))
         assert (read.serial, read.reply_serial) == (0x0A0B0C0D, 0x01020304)
