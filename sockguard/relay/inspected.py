@@ -449,7 +449,6 @@ class InspectedSide(Outbox):
             if start == end or link.ending:
                 return end
             if self.passing:
-                self.stuck = False
                 count = end - start if self.passing == FOREVER else min(self.passing, end - start)
                 self._pass(data[start : start + count], followed=start + count < end)
             elif self.paused:

@@ -117,6 +117,17 @@ def test_nothing_has_an_effect_behind_the_end(control: Control) -> None:
     assert not control.requests
 
 
+def test_nothing_is_shown_behind_the_end(control: Control) -> None:
+    """What came in the same piece as what ended it: a fault in that would cut off what waits to be taken."""
+    client, _backend = control.link()
+    client.sendall(b"flood 600000\nend because\nfault here\n")
+    data = bytearray()
+    while more := client.recv(1 << 16):
+        data += more
+    assert data == b"x" * 600_000 + b"bye\n"
+    assert control.outcome() == ("malformed", "because")
+
+
 def test_an_end_by_itself_waits_for_a_slow_reader(control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the kernel would keep it: what was sent before a plain end is not lost on one who reads later."""
     monkeypatch.setattr(inspected, "LINGER_SECONDS", 0.0)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import select
 import signal
 import socket
+import termios
 import threading
+import time
+from array import array
 from collections.abc import Callable
 from typing import Final
 
 import pytest
 
+from sockguard.privsep.channel import close_all
+from sockguard.relay.options import TICK_SECONDS
 from tests.unit.relay.conftest import End, RelayUnderTest
 
 WaitUntil = Callable[[Callable[[], bool]], None]
@@ -241,6 +247,50 @@ def test_fds_in_flight_die_with_the_connection(relay: RelayUnderTest, first: str
     relay.end_of(number)
     assert all_copies_closed(writer)
     os.close(writer)
+
+
+def pass_one(client: End, backend: End) -> None:
+    """A descriptor with two bytes, which arrive."""
+    socket.send_fds(client, [b"xy"], [0])
+    data, fds, _, _ = socket.recv_fds(backend, 2, 1)
+    assert data == b"xy"
+    close_all(fds)
+
+
+def test_a_reset_is_shown_for_a_tick_after_fds(relay: RelayUnderTest) -> None:
+    """Though another connection had started the relay's clock before, so that a tick comes in the midst of it."""
+    for _ in range(20):
+        _, other_client, other_backend = relay.link()
+        _, client, backend = relay.link()
+        with other_client, other_backend, client:
+            pass_one(other_client, other_backend)
+            time.sleep(TICK_SECONDS * 0.6)
+            started = time.monotonic()
+            pass_one(client, backend)
+            time.sleep(TICK_SECONDS * 0.6)
+            client.send(b"unread")
+            assert select.select([backend], [], [], 20)[0]
+            backend.close()
+            try:
+                assert client.recv(1) == b""
+            except ConnectionResetError:
+                return
+            assert time.monotonic() - started >= TICK_SECONDS  # a machine too slow to tell: once more
+    pytest.fail("too slow, 20 times")
+
+
+def test_fds_are_seen_to_be_taken(relay: RelayUnderTest, wait_until: WaitUntil) -> None:
+    """Soon after: a sender that limits what it has on its way may wait for just that (unix(7), SIOCOUTQ)."""
+    _, client, backend = relay.link()
+    with client, backend:
+        pass_one(client, backend)
+        count = array("i", [1])
+
+        def taken() -> bool:
+            fcntl.ioctl(client, termios.TIOCOUTQ, count)
+            return count[0] == 0
+
+        wait_until(taken)
 
 
 @both_ways

@@ -208,6 +208,7 @@ def monitor(given: object, piece: int) -> Scene:
     scene = Scene(given, piece=piece)  # type: ignore[arg-type]
     scene.bus.silent = {"GetId"}
     scene.ask("GetId")
+    scene.call()
     scene.call(SECRET)
     scene.ask("BecomeMonitor", interface="org.freedesktop.DBus.Monitoring")
     return scene
@@ -217,13 +218,14 @@ def test_monitor_sees_all(piece: int) -> None:
     """From its answer on nothing is judged or changed on the way to it."""
     scene = monitor(rules([*TO_APP, *MONITORING]), piece)
     assert scene.play.tunnel(BACKEND)
-    assert scene.got()[-1].reply_to == 4
+    assert scene.got()[-1].reply_to == 5
     raw = wire.method_call(4242, "/", SECRET, "Reveal", SECRET, "", b"")
     scene.play.backend(raw + b"anything")
     assert scene.play.to_client.endswith(raw + b"anything")
 
 
 def test_monitor_says_nothing(piece: int) -> None:
+    """Not even what it was allowed to say before."""
     scene = monitor(rules([*TO_APP, *MONITORING]), piece)
     scene.bus.seen.clear()
     scene.call()
