@@ -1,5 +1,6 @@
 # make demo    the main job, shown in a temporary folder
 # make test    all tests; as root also those that make users and start real services
+# make unit    the tests that need neither root nor services
 # make check   ruff, mypy, import-linter, unit tests: a minute or two
 # make fuzz    every parser of a peer's bytes, FUZZ_SECONDS (30) each; FUZZ="NAME ..." for some
 
@@ -10,17 +11,18 @@ PYTEST_ARGS ?=
 FUZZ_SECONDS ?= 30
 FUZZ ?=
 
-.PHONY: demo test check lint fuzz clean
+.PHONY: demo test unit check lint fuzz clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/sockguard demo
 
-test: $(VENV)/.tested
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/unit $(PYTEST_ARGS)
+test: unit
 	@$(BIN)/python -m pytest -q tests/integration tests/system $(PYTEST_ARGS)
 
-check: lint
+unit: $(VENV)/.tested
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/unit $(PYTEST_ARGS)
+
+check: lint unit
 
 lint: $(VENV)/.tested
 	@$(BIN)/ruff check .

@@ -25,7 +25,7 @@ MAX_KEYS: Final = 16
 KINDS: Final = {"method_call": 1, "method_return": 2, "error": 3, "signal": 4}
 
 # White space may stand before a key and between it and "="; in a value it is part of the value.
-_pair: Final = re.compile(r"[ \t\r\n]*+([a-z0-9_]++)[ \t\r\n]*+=((?:[^',\\]++|'[^']*+'|\\')*+)").match
+_pair: Final = re.compile(r"[ \t\r\n]*+([a-z0-9_]++)[ \t\r\n]*+=((?:[^',\\]++|'[^']*+'|\\')*)").match
 _part: Final = re.compile(r"[^'\\]+|'([^']*)'|\\(')").sub
 _arg: Final = re.compile(r"arg(?:(0|[1-9][0-9]?)(path)?|0(namespace))").fullmatch
 

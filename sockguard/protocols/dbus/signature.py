@@ -32,7 +32,7 @@ _ORDER: Final[Mapping[str, Literal["little", "big"]]] = {"<": "little", ">": "bi
 
 _valid_path: Final = re.compile(PATH.encode()).fullmatch
 # Most signatures; what does not match is looked at in full.
-_plain: Final = re.compile(rb"(?:a{0,32}+[ybnqiuxtdhsogv]|a\{[ybnqiuxtdhsog][ybnqiuxtdhsogv]\})*+").fullmatch
+_plain: Final = re.compile(rb"(?:a{0,32}+[ybnqiuxtdhsogv]|a\{[ybnqiuxtdhsog][ybnqiuxtdhsogv]\})*").fullmatch
 
 
 class Malformed(ValueError):

@@ -29,7 +29,7 @@ STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([\t -~\x80
 # *( field-line CRLF ); field-line = field-name ":" OWS field-value OWS; field-name = token         (RFC 9112, 5)
 # field-value = *field-content, of VCHAR, obs-text, SP and HTAB                                   (RFC 9110, 5.5)
 # So no space before the colon, no folding (obs-fold), no bare CR or LF.
-FIELD_LINES: Final = re.compile(rb"(?:" + _TCHAR + rb"++:[\t -~\x80-\xff]*+\r\n)*+")
+FIELD_LINES: Final = re.compile(rb"(?:" + _TCHAR + rb"++:[\t -~\x80-\xff]*+\r\n)*")
 
 # What no head can contain, wherever it ends: a line feed or a carriage return that is not half of a CRLF.
 BARE: Final = re.compile(rb"[^\r]\n|\r[^\n]")

@@ -42,8 +42,8 @@ CONDITION_LIMIT: Final = 1024
 
 # RFC 9110, section 8.3.1: type "/" subtype parameters; JSON has none, and servers are told UTF-8 needlessly.
 _JSON_TYPE: Final = re.compile(r"application/json[ \t]*(?:;[ \t]*(?:charset=\"?utf-8\"?[ \t]*)?)?", re.IGNORECASE)
-# An unterminated string matches to the end, so that no quote is looked at twice.
-_STRING: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+# Without escapes. An unterminated string matches to the end, so that no quote is looked at twice.
+_STRING: Final = re.compile(rb'"[^"]*+"?')
 _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 _STEP: Final = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 _NOT_BRACKETS: Final = bytes(set(range(256)) - set(_STEP))
@@ -192,7 +192,8 @@ def _constant(_: str) -> object:
 def _depth(raw: bytes) -> int:
     if raw.count(b"[") + raw.count(b"{") <= MAX_DEPTH:
         return 0
-    brackets = _STRING.sub(b"", raw).translate(None, _NOT_BRACKETS)
+    plain = raw.replace(rb"\\", b"").replace(rb"\"", b"")  # so that each quote begins or ends a string
+    brackets = _STRING.sub(b"", plain).translate(None, _NOT_BRACKETS)
     return max(accumulate(map(_STEP.__getitem__, brackets)), default=0)
 
 

@@ -13,7 +13,7 @@ from sockguard.protocols.http.responses import Refused
 # absolute-path = 1*( "/" segment ); segment = *pchar                                    (RFC 9110, 4.1; RFC 3986, 3.3)
 # pchar = unreserved / pct-encoded / sub-delims / ":" / "@"
 # Besides: no empty segment but the last, and none that is "." or "..", with or without parameters (";...").
-_PATH: Final = re.compile(r"/|(?:/(?!\.{1,2}(?:[/;]|$))[A-Za-z0-9\-._~!$&'()*+,;=:@%]++)++/?+", re.ASCII)
+_PATH: Final = re.compile(r"/|(?:/(?!\.{1,2}(?:[/;]|$))[A-Za-z0-9\-._~!$&'()*+,;=:@%]++)+/?+", re.ASCII)
 
 _ESCAPE: Final = re.compile(r"%([0-9A-Fa-f]{2})?")
 _UNRESERVED: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_~")
