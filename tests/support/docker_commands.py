@@ -13,6 +13,7 @@ import json
 import re
 import sys
 import tarfile
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -220,7 +221,11 @@ def run(engine: Engine, command: Command, *whom: tuple[Path, int | None]) -> lis
 
 
 def _run(command: Command, path: Path, uid: int | None) -> Result:
-    done = docker(path, *command.words, uid=uid, data=command.data)
+    for _ in range(20):
+        done = docker(path, *command.words, uid=uid, data=command.data)
+        if b"that name is already in use" not in done.stderr:
+            break
+        time.sleep(0.5)  # podman 4.3 may keep a name for a while after its container has gone
     output, errors = (text.replace(str(path).encode(), b"PATH") for text in (done.stdout, done.stderr))
     for pattern, instead in _VARYING:
         output, errors = pattern.sub(instead, output), pattern.sub(instead, errors)
