@@ -142,7 +142,7 @@ class InspectedLink:
         side = self.sides[to]
         source = side.other
         if source.passing > 0:  # a passthrough that is not FOREVER
-            side.hold(data, source.take_fds(fds))
+            side.hold(data, source.take_fds(fds) if fds else ())
         elif fds:
             side.write(data, source.take_fds(fds))
         else:

@@ -12,20 +12,22 @@ from typing import Final
 import pytest
 
 import sockguard
-from sockguard.protocols.dbus.names import valid_unique_name, valid_well_known_name
-from sockguard.protocols.http.grammar import FIELD_LINES
+from sockguard.protocols.dbus.match_rule import parse
+from sockguard.protocols.dbus.signature import Malformed
 from sockguard.protocols.http.responses import Refused
 from sockguard.protocols.http.target import read_target
 
-_POSSESSIVE_GROUP: Final = re.compile(r"(?<!\\)\)(?:[*+?]|\{[0-9,]*\})\+")
+_POSSESSIVE_GROUP: Final = re.compile(r"(?<![\\(])\)(?:[*+?]|\{[0-9,]*\})\+")
 
 
 def strings() -> Iterator[tuple[str, str]]:
     """Every string of the code but its docstrings, as it is written, and where it stands."""
-    for path in Path(sockguard.__file__).parent.rglob("*.py"):
+    root = Path(sockguard.__file__).parent
+    kinds = {tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}  # the latter since Python 3.12
+    for path in root.rglob("*.py"):
         for token in tokenize.generate_tokens(io.StringIO(path.read_text()).readline):
-            if token.type == tokenize.STRING and '"""' not in token.string:
-                yield f"{path.name}:{token.start[0]}", token.string
+            if token.type in kinds and '"""' not in token.string:
+                yield f"{path.relative_to(root)}:{token.start[0]}", token.string
 
 
 @pytest.mark.parametrize("pattern", ["(?:ab)*+", "(a)++", "(?:a|b)?+", "(?:ab){1,2}+"])
@@ -37,10 +39,10 @@ def test_no_possessive_groups() -> None:
     """Before 3.11.5 re goes on behind a half-read group as if it were whole (python/cpython#106052), and Debian 12
     has 3.11.2: "/a/.." was a good path there. Possessive single characters and classes, and (?>...), are sound.
     """
-    read = dict(strings())
+    read = list(strings())
     assert len(read) > 1000
     character_class = re.compile(r"\[(?:\\.|[^\]\\])+\]")
-    assert [where for where, text in read.items() if _POSSESSIVE_GROUP.search(character_class.sub("c", text))] == []
+    assert [where for where, text in read if _POSSESSIVE_GROUP.search(character_class.sub("c", text))] == []
 
 
 def test_what_it_let_in() -> None:
@@ -48,8 +50,6 @@ def test_what_it_let_in() -> None:
     for path in (b"/a/.", b"/a/..", b"/a//", b"/a/b/.."):
         with pytest.raises(Refused):
             read_target(path)
-    assert not valid_unique_name(":1.5.")
-    assert not valid_unique_name(":1.5.\n")
-    assert not valid_well_known_name("org.example.")
-    assert FIELD_LINES.fullmatch(b"Host: a\r\nno field\r\n") is None
-    assert FIELD_LINES.fullmatch(b"a:b") is None
+    for rule in ("arg0='", "arg0='''"):
+        with pytest.raises(Malformed):
+            parse(rule)
