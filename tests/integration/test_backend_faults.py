@@ -14,12 +14,14 @@ import pytest
 
 from tests.support.clients import connect, exchange
 from tests.support.daemon import Daemon, Event, running
+from tests.support.reloading import sockguard
 from tests.support.services import serving
 
 NAMES = ("echo", "full", "silent")
+EVERYBODY = 'users = ["*"]'
 
 
-def configure(folder: Path, rule: str = 'users = ["*"]', daemon: str = "") -> Path:
+def configure(folder: Path, rule: str = EVERYBODY, daemon: str = "") -> Path:
     options = {"echo": "", "full": 'connect_timeout = "1s"', "silent": 'idle_timeout = "1s"'}
     text = f"[daemon]\nrelays = 1\n{daemon}\n"
     for name in NAMES:
@@ -152,13 +154,20 @@ def test_told_to_end_while_a_client_waits_for_its_backend(folder: Path) -> None:
 
 def test_a_rule_that_ends_while_a_client_waits_for_its_backend(folder: Path) -> None:
     """Who is no longer admitted by the time the backend has room gets no connection: revoked, not handed over."""
-    until = datetime.now(UTC) + timedelta(seconds=4)
-    file = configure(folder, rule=f'users = ["*"]\nuntil = {until:%Y-%m-%dT%H:%M:%S.%fZ}')
-    file.write_text(file.read_text().replace('connect_timeout = "1s"', 'connect_timeout = "60s"'))
-    with full_backlog(folder / "full.private") as listener, running(file, folder / "full") as daemon:
+
+    def write(rule: str) -> Path:
+        file = configure(folder, rule)
+        file.write_text(file.read_text().replace('connect_timeout = "1s"', 'connect_timeout = "60s"'))
+        return file
+
+    with full_backlog(folder / "full.private") as listener, running(write(EVERYBODY), folder / "full") as daemon:
         with connect(folder / "full") as sock:
             sock.sendall(b"too late")
             daemon.wait_for("connection_admitted")
+            until = datetime.now(UTC) + timedelta(seconds=2)
+            write(f"{EVERYBODY}\nuntil = {until:%Y-%m-%dT%H:%M:%S.%fZ}")
+            done = sockguard("reload", "--control", folder / "run/control.sock")
+            assert done.returncode == 0, done.stderr
             with pytest.raises(ConnectionResetError):  # it was never read
                 sock.recv(1)
         assert closed(daemon, "full") == ("revoked", None)
