@@ -145,7 +145,7 @@ class BusCalls:
         """Answer a call in the bus's stead."""
         if fields.wants_reply:
             content = body.pack(signature, values)
-            new_serial = self._traffic.next_to_client()
+            new_serial = next(self._traffic.serials_to_client)
             self.answer(wire.method_return(new_serial, serial, self._gate.unique, BUS, signature, content))
 
     def _let_through(self, fields: Fields, serial: int, question: _Question) -> int:
@@ -181,7 +181,7 @@ class BusCalls:
         return self._pass(fields, serial, asks, rule if asks is Service.ADD_MATCH else None)
 
     def _pass(self, fields: Fields, serial: int, asks: Service | None, added: MatchRule | None = None) -> int:
-        new_serial = self._traffic.next_to_bus()
+        new_serial = next(self._traffic.serials_to_bus)
         if fields.wants_reply:
             if self._order.full:
                 raise TooMuch(f"more than {MAX_ASKED} calls to the bus wait for their answer")
@@ -195,7 +195,7 @@ class BusCalls:
         """The bus has answered one of ``asked``. Give the serial with which that passes on, 0 when it does not."""
         traffic, gate = self._traffic, self._gate
         asked = self.asked.pop(reply_to)
-        new_serial = traffic.next_to_client()
+        new_serial = next(traffic.serials_to_client)
         set_reply_serial(data, at, fields, asked.serial)
         if fields.kind == ERROR:
             if asked.added is not None:

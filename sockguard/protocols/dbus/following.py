@@ -88,7 +88,7 @@ class Following:
             self._ask("GetNameOwner", "s", [name], name)
 
     def _ask(self, member: str, signature: str, arguments: list[body.Value], name: str = "") -> None:
-        serial = self._traffic.next_to_bus()
+        serial = next(self._traffic.serials_to_bus)
         self.asked[serial] = member, name
         content = body.pack(signature, arguments)
         self._effects.send(BACKEND, wire.method_call(serial, PATH, BUS, member, BUS, signature, content))

@@ -7,7 +7,8 @@ client (D-Bus specification, Message Format: a serial must be unique among a sen
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
+from itertools import chain
 from typing import Final
 
 from sockguard.protocols.base import BACKEND, RequestRules, RequestVerdict, Start
@@ -50,9 +51,10 @@ _LAST_SERIAL: Final = 0xFFFFFFFF
 class Traffic:
     """What a client and the bus say to each other.
 
-    then       goes to the client behind the message that was judged last
-    monitors   the client sees all of the bus from here on, and may say nothing more
-    takes_fds  file descriptors were agreed on with the client
+    then               goes to the client behind the message that was judged last
+    monitors           the client sees all of the bus from here on, and may say nothing more
+    takes_fds          file descriptors were agreed on with the client
+    serials_to_bus     for the messages to come, and serials_to_client
     """
 
     def __init__(self, start: Start) -> None:
@@ -60,8 +62,6 @@ class Traffic:
         self.gate = Gate(enforce=start.enforce)
         self.tell_allowed = start.tell_allowed
         self._rules, self._enforce = of_dbus(start.rules), start.enforce
-        self._to_bus = self._to_client = 0  # the serials last given out
-        self._wrapped = False  # all of them were given out once
         self._pending: dict[int, tuple[int, str, str]] = {}  # ours to the bus → (the client's, whom it called, owner)
         self._arrived: dict[int, tuple[int, str]] = {}  # ours to the client → (the caller's, the caller)
         self._told: set[str] = set()
@@ -69,6 +69,8 @@ class Traffic:
         self.monitors = self.takes_fds = False
         self.following = Following(self)
         self.bus = BusCalls(self)
+        self.serials_to_bus = _serials(self._pending, self.bus.asked, self.following.asked)
+        self.serials_to_client = _serials(self._arrived)
 
     @property
     def busy(self) -> bool:
@@ -90,32 +92,6 @@ class Traffic:
     def adopt_rules(self) -> None:
         """The client has its name, or other rules are to hold."""
         self.following.adopt(self._rules, enforce=self._enforce)
-
-    def next_to_bus(self) -> int:
-        """A serial for the next message to the bus."""
-        serial = self._to_bus + 1
-        if self._wrapped or serial > _LAST_SERIAL:
-            serial = self._next_free(serial, self._pending, self.bus.asked, self.following.asked)
-        self._to_bus = serial
-        return serial
-
-    def next_to_client(self) -> int:
-        """A serial for the next message to the client."""
-        serial = self._to_client + 1
-        if self._wrapped or serial > _LAST_SERIAL:
-            serial = self._next_free(serial, self._arrived)
-        self._to_client = serial
-        return serial
-
-    def _next_free(self, serial: int, *taken: Collection[int]) -> int:
-        """They wrap around, and there is no 0 (Message Format); calls may still wait that were made long ago."""
-        self._wrapped = True
-        while True:
-            if serial > _LAST_SERIAL:
-                serial = 1
-            if not any(serial in calls for calls in taken):
-                return serial
-            serial += 1
 
     # Each of the following gives the serial that the message is to have on the other side; DROP: it does not pass;
     # WAIT: it is to be shown again, with more.
@@ -142,13 +118,13 @@ class Traffic:
                 self.refuse(fields, serial, verdict.reason)
             return DROP
         if not fields.wants_reply:
-            return self.next_to_bus()
+            return next(self.serials_to_bus)
         pending = self._pending
         if len(pending) >= MAX_PENDING:
             self.refuse(fields, serial, f"more than {MAX_PENDING} calls wait for their answer", LIMITS_EXCEEDED)
             return DROP
         called = fields.destination or ""
-        new_serial = self.next_to_bus()
+        new_serial = next(self.serials_to_bus)
         pending[new_serial] = serial, called, gate.owners.owner.get(called, called)
         return new_serial
 
@@ -160,7 +136,7 @@ class Traffic:
             return DROP
         del self._arrived[reply_to]
         set_reply_serial(data, at, fields, serial)
-        return self.next_to_bus()
+        return next(self.serials_to_bus)
 
     def permits(self, request: str, verdict: RequestVerdict) -> bool:
         """Tell of a verdict where that is wanted. True when the request passes, be it only by a permissive proxy."""
@@ -176,7 +152,7 @@ class Traffic:
         """Answer a call of the client's ourselves, as the bus would: with an error, in its place. Raises TooMuch."""
         if fields.wants_reply:
             text = f"sockguard: {reason}"
-            self.bus.answer(wire.error(self.next_to_client(), serial, name, text, self.gate.unique, BUS))
+            self.bus.answer(wire.error(next(self.serials_to_client), serial, name, text, self.gate.unique, BUS))
 
     def from_bus(self, fields: Fields, serial: int, reply_to: int, data: memoryview, at: int, after: int) -> int:
         gate, sender = self.gate, fields.sender
@@ -201,11 +177,11 @@ class Traffic:
         if fields.unix_fds and not self.takes_fds:
             self.tell_once(f"reply {sender or '-'}", _NO_FDS, denied=True)
             text = f"sockguard: {_NO_FDS.reason}"
-            self.then += wire.error(self.next_to_client(), own, NOT_SUPPORTED, text, gate.unique, BUS)
+            self.then += wire.error(next(self.serials_to_client), own, NOT_SUPPORTED, text, gate.unique, BUS)
             return DROP
         pack = fields.pack
         pack(data, at + fields.reply_serial_at, own)
-        return self.next_to_client()
+        return next(self.serials_to_client)
 
     def _for_client(self, fields: Fields) -> bool:
         """Is it to the client, or to all? Before Hello is answered there is nobody else that it could be to."""
@@ -214,14 +190,14 @@ class Traffic:
     def _overheard(self, fields: Fields) -> int:
         """A message to somebody else: the client may have asked for those while it was allowed to."""
         if self.gate.sees_all:
-            return self.next_to_client()
+            return next(self.serials_to_client)
         self.tell_once(f"message {fields.sender or '-'}", _OVERHEARD, denied=True)
         return DROP
 
     def _from_bus_itself(self, fields: Fields, reply_to: int, data: memoryview, at: int, after: int) -> int:
         content = bytes(data[at + fields.length : after])
         if fields.kind == SIGNAL:
-            return self.next_to_client() if self.bus.signal(fields, content) else DROP
+            return next(self.serials_to_client) if self.bus.signal(fields, content) else DROP
         if reply_to in self.following.asked:
             self.following.answered(reply_to, fields, content)
             return DROP
@@ -239,7 +215,7 @@ class Traffic:
                     return self._turn_away(fields, serial, verdict, ACCESS_DENIED)
                 self.tell_once(describe(gate.receive(fields)), verdict, denied=False)
             gate.owners.meet(fields.sender or "")
-        new_serial = self.next_to_client()
+        new_serial = next(self.serials_to_client)
         if fields.wants_reply:
             if len(self._arrived) >= MAX_PENDING:
                 del self._arrived[next(iter(self._arrived))]  # the oldest: it is the client who never answers
@@ -251,7 +227,7 @@ class Traffic:
         self.tell_once(describe(self.gate.receive(fields)), verdict, denied=True)
         if fields.wants_reply:
             text = f"sockguard: {verdict.reason}"
-            self.effects.send(BACKEND, wire.error(self.next_to_bus(), serial, name, text, fields.sender, None))
+            self.effects.send(BACKEND, wire.error(next(self.serials_to_bus), serial, name, text, fields.sender, None))
         return DROP
 
     def tell_once(self, request: str, verdict: RequestVerdict, *, denied: bool) -> None:
@@ -260,3 +236,15 @@ class Traffic:
         if like not in self._told and len(self._told) < MAX_TOLD:
             self._told.add(like)
             self.effects.audit("denied" if denied else "would_deny", request, verdict)
+
+
+def _serials(*waiting: Collection[int]) -> Iterator[int]:
+    """Serials without end: all that there are, then anew those that nothing waits for (there is no 0)."""
+    return chain(range(1, _LAST_SERIAL + 1), _free(waiting))
+
+
+def _free(waiting: Sequence[Collection[int]]) -> Iterator[int]:
+    while True:
+        for serial in range(1, _LAST_SERIAL + 1):
+            if not any(serial in serials for serials in waiting):
+                yield serial
