@@ -137,14 +137,14 @@ class InspectedLink:
     # ── what the inspector asks for (protocols.base.Effects) ──
 
     def send(self, to: Source, data: Data, fds: int = 0) -> None:
-        if self.ending:
-            return
         side = self.sides[to]
         source = side.other
+        if self.ending:
+            return
         if source.passing > 0:  # a passthrough that is not FOREVER
-            side.hold(data, source.take_fds(fds) if fds else ())
+            side.hold(data, source.take_fds(fds))
         elif fds:
-            side.write(data, source.take_fds(fds))
+            side.write_fds(data, source.take_fds(fds))
         else:
             side.write(data)
 
@@ -224,9 +224,9 @@ class InspectedLink:
         elif any(side.fds and tick - side.fds_since > FDS_SECONDS / TICK_SECONDS for side in self.sides):
             self.end("limit", f"descriptors waited {FDS_SECONDS:g} s for the rest of their message", clean=False)
 
-    def fail(self) -> None:
-        """The kernel said what nobody expects of these sockets."""
-        self.end("failed", clean=False)
+    def fail(self, error: Exception) -> None:
+        """The kernel, or the inspector, did what it must not: that ends this connection, and no other."""
+        self.end("failed", place_of(error), clean=False)
 
     def flushed(self) -> None:
         """Something was written: is this what the end waits for?"""
@@ -234,15 +234,11 @@ class InspectedLink:
             self._close()
 
     def guarded(self, call: Callable[[], None]) -> None:
-        """Call into the inspector."""
+        """Call into the inspector; what the loop calls on a side is guarded there."""
         try:
             call()
         except Exception as error:
-            self.faulty(error)
-
-    def faulty(self, error: Exception) -> None:
-        """An inspector raised what it must not: bytes that find a fault in it end their own connection, no other."""
-        self.end("failed", place_of(error), clean=False)
+            self.fail(error)
 
     def _close(self) -> None:
         if self.client.closed:
@@ -356,7 +352,11 @@ class InspectedSide(Outbox):
             self._show_rest()
         else:
             shown = _view[:length]
-            used = self._show(shown)
+            self.stuck = True  # these lines are _show, and save its call
+            inspect = self.inspect
+            used = inspect(self.index, shown, len(self.fds))
+            if used:
+                self.stuck = False
             if used < length:
                 used = self._go_on(shown, used)
                 self.rest += shown[used:]
@@ -399,15 +399,17 @@ class InspectedSide(Outbox):
 
     def take_fds(self, count: int) -> list[int]:
         """The first ``count`` that wait, or what there is of them, for the caller to keep or to close."""
-        self.fds_since = self.link.loop.tick
-        return [self.fds.popleft() for _ in range(min(count, len(self.fds)))]
+        taken = [self.fds.popleft() for _ in range(min(count, len(self.fds)))]
+        if taken:
+            self.fds_since = self.link.loop.tick
+        return taken
 
     def _pass(self, data: memoryview, *, followed: bool = False) -> None:
         """Pass it on. followed: by more that has come already; fds come with the last of what a reading gives."""
         if self.passing == FOREVER:
             fds = list(self.fds)
             self.fds.clear()
-            self.other.write(data, fds)
+            self.other.write_fds(data, fds)
         elif self.fds and not followed:
             self.link.end("malformed" if self.index == CLIENT else "backend_malformed", "descriptors amid a message")
         else:
@@ -422,20 +424,12 @@ class InspectedSide(Outbox):
             used = self._show(view)
             if used < len(view):
                 used = self._go_on(view, used)
-        try:
-            del rest[:used]
-        except BufferError as error:  # the inspector has kept a view
-            self.link.faulty(error)
+        del rest[:used]  # a BufferError when the inspector has kept a view
 
     def _show(self, data: memoryview) -> int:
         """Show it to the inspector; give how much is used."""
         self.stuck = True  # unless the inspector uses it, or asks to be shown the rest again
-        try:
-            inspect = self.inspect
-            used = inspect(self.index, data, len(self.fds))
-        except Exception as error:
-            self.link.faulty(error)
-            used = len(data)
+        used = self.inspect(self.index, data, len(self.fds))
         if used:
             self.stuck = False
         return used

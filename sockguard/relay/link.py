@@ -28,8 +28,8 @@ class AnyLink(Protocol):
     def end(self, outcome: str, *, clean: bool) -> None:
         """Close both sockets and tell."""
 
-    def fail(self) -> None:
-        """The kernel said what nobody expects of these sockets: that ends this connection, and no other."""
+    def fail(self, error: Exception) -> None:
+        """That was raised while it was served, which nobody expects: it ends this connection, and no other."""
 
     def on_time(self) -> bool:
         """A tick of the loop's clock. False when this link waits for no time any more."""

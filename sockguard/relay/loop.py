@@ -102,8 +102,8 @@ class Loop:
                             side.pump()
                         else:
                             side.on_events(what)
-                    except OSError:
-                        side.link.fail()
+                    except Exception as error:
+                        side.link.fail(error)
             if self._again:
                 again, self._again = self._again, {}
                 self._pump(again)
@@ -122,15 +122,15 @@ class Loop:
         for side in sides:
             try:
                 side.pump()
-            except OSError:
-                side.link.fail()
+            except Exception as error:
+                side.link.fail(error)
 
     def _retry(self, sides: Iterable[AnySide]) -> None:
         for side in sides:
             try:
                 side.retry()
-            except OSError:
-                side.link.fail()
+            except Exception as error:
+                side.link.fail(error)
 
     # ── what links ask for ──
 

@@ -73,12 +73,33 @@ class Outbox:
         """This side, with the half that is read."""
         return self.other.other
 
-    def write(self, data: Data, fds: Sequence[int] = ()) -> None:
-        """Write now what goes, keep a copy of the rest. Takes the fds over."""
-        sent = 0 if self.out else self._send_fds(data, fds) if fds else self._send(data)
+    def write(self, data: Data) -> None:
+        """Write now what goes, keep a copy of the rest."""
+        sent = 0
+        if not self.out:
+            if self.deaf:
+                return
+            try:
+                put = self.put  # what a slot holds is called faster by a local name
+                sent = put(data)
+            except OSError as error:
+                if self._lost(error):
+                    return
+            else:
+                if sent == len(data):
+                    return
+                self._wait()
+        self._keep(data, sent, ())
+
+    def write_fds(self, data: Data, fds: Sequence[int]) -> None:
+        """As write; takes the fds over."""
+        sent = 0 if self.out else self._send(data, fds)
         if sent < len(data):
-            self.out.append((memoryview(bytes(data[sent:])), () if sent else fds))
-            self.queued += len(data) - sent
+            self._keep(data, sent, fds)
+
+    def _keep(self, data: Data, sent: int, fds: Sequence[int]) -> None:
+        self.out.append((memoryview(bytes(data[sent:])), () if sent else fds))
+        self.queued += len(data) - sent
 
     def hold(self, data: Data, fds: Sequence[int]) -> None:
         """Keep it until the bytes that pass to here are complete. Takes the fds over."""
@@ -91,7 +112,7 @@ class Outbox:
             held, self.held = self.held, []
             self.queued -= sum(len(data) for data, _ in held)
             for data, fds in held:
-                self.write(data, fds)
+                self.write_fds(data, fds)
             self.link.loop.again(self._whole)  # it may have been read no further for what was held
         if self.shut:
             self.shut_down()
@@ -109,7 +130,7 @@ class Outbox:
         """Write what waits; true when nothing does any more, unless the link has ended meanwhile."""
         while self.out:
             data, fds = self.out.popleft()  # first: whatever closes what waits must not find these fds again
-            sent = self._send_fds(data, fds) if fds else self._send(data)
+            sent = self._send(data, fds)
             if self.deaf:
                 break
             self.queued -= sent
@@ -127,21 +148,8 @@ class Outbox:
             self.shut_down()
         return True
 
-    def _send(self, data: Data) -> int:
-        """Give how many bytes are dealt with."""
-        if self.deaf:
-            return len(data)
-        try:
-            put = self.put
-            sent = put(data)
-        except OSError as error:
-            return len(data) if self._lost(error) else 0
-        if sent < len(data):
-            self._wait()
-        return sent
-
-    def _send_fds(self, data: Data, fds: Sequence[int]) -> int:
-        """As _send. The fds, one at least, are closed when any bytes are dealt with."""
+    def _send(self, data: Data, fds: Sequence[int]) -> int:
+        """Give how many bytes are dealt with; then the fds are closed."""
         if self.deaf:
             close_all(fds)
             return len(data)
@@ -151,7 +159,8 @@ class Outbox:
                 return 0
             self.in_flight = 0
         try:
-            sent = self.sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))])
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
+            sent = self.sock.sendmsg([data], rights)
         except OSError as error:
             if not self._lost(error):
                 return 0
@@ -173,8 +182,8 @@ class Outbox:
             return False
         if error.errno in (errno.EPIPE, errno.ECONNRESET):
             self._undeliverable(error.errno == errno.ECONNRESET)
-        else:  # not raised: it would seem to come from the inspector that sends
-            self.link.fail()
+        else:  # not raised: the inspector that sends has no part in it
+            self.link.fail(error)
         return True
 
     def _wait(self) -> None:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final
 from sockguard.privsep.channel import close_all, received_fds
 from sockguard.privsep.messages import MAX_FDS
 from sockguard.relay.ancillary import CONTROL_BYTES, CUT, PEEK, boundary, sender
+from sockguard.relay.faults import place_of
 
 if TYPE_CHECKING:
     from sockguard.relay.loop import Loop
@@ -99,12 +100,12 @@ class Link:
                 outcome = side.other.reset_outcome
         self.end(outcome, clean=True)
 
-    def fail(self) -> None:
-        """The kernel said what nobody expects of these sockets: that ends this connection, and no other."""
+    def fail(self, error: Exception) -> None:
+        """That was raised while it was served, which nobody expects: it ends this connection, and no other."""
         if not self.client.closed:
-            self.end("failed", clean=False)
+            self.end("failed", place_of(error), clean=False)
 
-    def end(self, outcome: str, *, clean: bool) -> None:
+    def end(self, outcome: str, why: str = "", *, clean: bool) -> None:
         """Close both sockets and tell. Not ``clean``: with a byte unread, so that a peer sees a reset."""
         for side in (self.client, self.backend):
             if clean:
@@ -112,7 +113,7 @@ class Link:
             self.loop.forget(side.fd)
             side.closed = True
             side.sock.close()
-        self.loop.link_ended(self.number, self.client.passed, self.backend.passed, outcome)
+        self.loop.link_ended(self.number, self.client.passed, self.backend.passed, outcome, why)
 
 
 class Side:

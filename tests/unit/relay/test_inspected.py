@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
+import time
 from array import array
 from collections.abc import Iterator
 
@@ -187,6 +189,20 @@ def test_descriptors_do_not_wait_for_ever(control: Control, monkeypatch: pytest.
     client.close()
     assert control.outcome() == ("limit", "descriptors waited 0.2 s for the rest of their message")
     assert backend.recv(1) == b""
+
+
+def test_what_is_said_without_descriptors_does_not_let_others_wait_longer(
+    control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inspected, "FDS_SECONDS", 0.6)
+    client, _backend = control.link()
+    client.sendmsg([b"drop 0\n"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [client.fileno()]))])
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        for _ in range(90):
+            client.sendall(b"drop 0\n")
+            time.sleep(0.1)
+        raise AssertionError("they wait for ever")
+    assert control.outcome() == ("limit", "descriptors waited 0.6 s for the rest of their message")
 
 
 def test_without_credit_no_request_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
