@@ -224,9 +224,11 @@ class Control:
         os.close(fd)
         self.hear(lambda message: message == GenerationTaken(number))
 
-    def link(self, rule_set: int = 0, number: int = 1, proxy: int = 0, buffer: int = 0) -> tuple[End, End]:
+    def link(
+        self, rule_set: int = 0, number: int = 1, proxy: int = 0, buffer: int = 0, *, lines: bool = True
+    ) -> tuple[End, End]:
         """The ends that a client and a service have, and the latter is greeted. number: of the generation; proxy: its
-        index; buffer: of the relay's sockets, in bytes.
+        index; buffer: of the relay's sockets, in bytes; lines: that is its protocol.
         """
         client, relay_client = socket.socketpair()
         backend, relay_backend = socket.socketpair()
@@ -241,7 +243,7 @@ class Control:
         for end in (client, backend):
             end.settimeout(SECONDS)
         self.hear(lambda message: message == ConnectionsTaken(1))
-        assert backend.recv(6) == b"hello\n"
+        assert not lines or backend.recv(6) == b"hello\n"
         return client, backend
 
     def go_on(self) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from sockguard.privsep.messages import Assign, Credits
-from sockguard.relay import inspected
+from sockguard.relay import inspected, stream
 from tests.unit.relay.lines import Control, configured, read, running, send_fd
 
 
@@ -94,6 +94,32 @@ def test_a_fault_anywhere_in_an_inspector_ends_its_connection_and_no_other(
         good, backend = control.link(rule_set=1, proxy=1)
         good.sendall(b"pass on\n")
         assert read(backend, 8) == b"pass on\n"
+
+
+def test_a_fault_in_what_serves_a_stream_ends_its_connection_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No bytes are known that find one, so the first reading is made to have one."""
+    pump = stream.Side.pump
+    faults = [ZeroDivisionError("here")]
+
+    def faulty(side: stream.Side) -> None:
+        if faults:
+            raise faults.pop()
+        pump(side)
+
+    monkeypatch.setattr(stream.Side, "pump", faulty)
+    with running(monkeypatch) as control:
+        control.configure(1, proxy={"protocol": "stream"})
+        client, backend = control.link(lines=False)
+        client.sendall(b"x")
+        outcome, why = control.outcome()
+        assert outcome == "failed"
+        assert why.startswith("ZeroDivisionError: here, at test_inspected_ends.py:")
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+        assert backend.recv(1) == b""
+        client, backend = control.link(lines=False)
+        client.sendall(b"y")
+        assert backend.recv(1) == b"y"
 
 
 def test_an_inspector_that_keeps_a_view_ends_its_connection_and_no_other(control: Control) -> None:
