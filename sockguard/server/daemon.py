@@ -130,9 +130,9 @@ class Daemon:
                 self._record,
             )
             self._metrics.observe(self.status)
+            accepting.start_soon(self._watch_untils, datetime.now(UTC))
             for proxy, sock in zip(self._config.proxies.values(), listeners, strict=True):
                 self._guards.add(make(proxy, self._accounts), sock)
-            accepting.start_soon(self._watch_untils)
             self._turn.release()
             nursery.start_soon(outlets.serve, self, self._metrics)
             notify("READY=1", self._guarding())
@@ -200,7 +200,7 @@ class Daemon:
             if self._ending.is_set():
                 return ReloadResult(False, (Mistake("", 0, "", "sockguard is ending"),), self._pool.generation)
             try:
-                new, revoked = await self._reloader.reload(self._config)
+                new, revoked = await self._reloader.reload(self._config, self._rules_renewed)
             except SockguardError as error:
                 return self._say_refused(error)
             except Exception:  # a fault of our own must not end what guards by the old configuration
@@ -237,8 +237,6 @@ class Daemon:
         self._metrics.reloaded(True)
         self._metrics.keep({name: [rule.name for rule in proxy.rules] for name, proxy in new.proxies.items()})
         self._overview.last_reload = ReloadStatus(time=now(), ok=True, errors=[])
-        self._renewed.set()
-        self._renewed = trio.Event()
         notify(self._guarding())
 
     # ── events ──
@@ -272,18 +270,30 @@ class Daemon:
                     self._ending.set()
             self._on_fault("the monitor has gone")
 
-    async def _watch_untils(self) -> None:
-        """When a rule's time passes, judge the live connections of its proxy again."""
+    async def _watch_untils(self, since: datetime) -> None:
+        """When a rule's time passes, judge the live connections of its proxy again.
+
+        since: what ended until then is dealt with. What has come and ended since the last look is found by it, too.
+        """
         while True:
             renewed = self._renewed
-            moment = datetime.now(UTC)
-            due = {guard.admission: next_expiry(guard.admission.proxy.rules, moment) for guard in self._guards}
-            seconds = [(at - moment).total_seconds() for at in due.values() if at is not None]
-            with trio.move_on_after(min([*seconds, _CLOCK_STEP_SECONDS])):
+            ends = [at for at in self._untils(since).values() if at is not None]
+            seconds = max((min(ends) - datetime.now(UTC)).total_seconds(), 0) if ends else _CLOCK_STEP_SECONDS
+            with trio.move_on_after(min(seconds, _CLOCK_STEP_SECONDS)):
                 await renewed.wait()
-            passed = {admission for admission, at in due.items() if at is not None and at <= datetime.now(UTC)}
+            moment = datetime.now(UTC)
+            passed = {admission for admission, at in self._untils(since).items() if at is not None and at <= moment}
+            since = moment
             if passed:
                 self._reloader.judge_again(passed.__contains__)
+
+    def _rules_renewed(self) -> None:
+        """Others are in force: they may end sooner."""
+        self._renewed.set()
+        self._renewed = trio.Event()
+
+    def _untils(self, since: datetime) -> dict[Admission, datetime | None]:
+        return {guard.admission: next_expiry(guard.admission.proxy.rules, since) for guard in self._guards}
 
     # ── end ──
 

@@ -58,8 +58,9 @@ class Reloader:
         self._connections = connections
         self._make = make
 
-    async def reload(self, old: Config) -> tuple[Config, int]:
-        """The new configuration, in force in every relay, and how many connections it revoked.
+    async def reload(self, old: Config, in_force: Callable[[], None]) -> tuple[Config, int]:
+        """The new configuration, in force in every relay, and how many connections it revoked. ``in_force`` is called
+        as soon as admissions go by it: relays may take longer, and its rules can end meanwhile.
 
         Raises ConfigError or SockguardError, and then nothing has changed.
         """
@@ -76,6 +77,7 @@ class Reloader:
             await self._undo(added, listeners)
             raise
         revoked = self._switch(new, accounts, dict(zip([p.name for p in added], listeners, strict=True)), removed)
+        in_force()
         for name in removed:
             await self._privileges.unbind(name)
         await self._pool.settled()

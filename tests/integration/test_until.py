@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -10,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.support.clients import connect
-from tests.support.daemon import Event
-from tests.support.identities import Client, Guard, guarding, someone
+from tests.support.daemon import Event, running
+from tests.support.identities import Client, Guard, guarding, someone, wait_started, wait_until
+from tests.support.reloading import Subject, proxy
+from tests.support.services import serving
 
 pytestmark = pytest.mark.root
 
@@ -42,6 +46,28 @@ def test_until_passes_while_connections_live(folder: Path) -> None:
             check_end(guard, client, lasting)
             return
     raise AssertionError("the daemon never started in time")
+
+
+def test_until_passes_while_a_reload_goes_on(folder: Path) -> None:
+    """The reload waits five seconds for a relay that stands still, and the rule that it brought ends meanwhile."""
+    config = folder / "sockguard.toml"
+    config.write_text("[daemon]\nrelays = 2\n" + proxy(folder, "echo"))
+    path = folder / "echo"
+    with (
+        serving(folder / "private"),
+        running(config, path) as daemon,
+        Client(4242, 4242) as one,
+        Client(4242, 4242) as two,
+    ):
+        wait_started(daemon)
+        assert (one.meet(path), two.meet(path)) == ("ping", "ping")  # to the relay with the least to do: one to each
+        os.kill(daemon.pids()["sockguard-relay"][0], signal.SIGSTOP)
+        end = datetime.now(UTC) + timedelta(seconds=3)
+        rule = f"{{ users = [4242], until = {end:%Y-%m-%dT%H:%M:%SZ} }}"
+        Subject(daemon, folder).reload(proxy(folder, "echo", f"allow = [{rule}]"))
+        daemon.wait_for("connection_closed", lambda event: event["outcome"] == "revoked")
+        wait_until(lambda: len(daemon.events("connection_closed")) == 2, "both have ended")
+        assert (one.do("ask"), two.do("ask")) == ("closed", "closed")
 
 
 def check_end(guard: Guard, client: Client, lasting: socket.socket) -> None:

@@ -163,10 +163,12 @@ async def test_a_reload_brings_the_new_rules_to_live_connections(control: Make) 
             assert content.sets == [(0, (1,)), (0, (0,))]
             assert content.connections == {first.number: 0, second.number: 1}
 
+        in_force: list[str | None] = []
         async with trio.open_nursery() as nursery:
             nursery.start_soon(as_relay)
-            new, count = await reloader(made, file).reload(before)
+            new, count = await reloader(made, file).reload(before, lambda: in_force.append(first.rule))
         assert count == 1
+        assert in_force == ["web.allow[1]"]
         assert [rule.name for rule in new.proxies["web"].rules] == ["web.allow[0]", "web.allow[1]"]
         assert (first.rule, first.rules) == ("web.allow[1]", (1,))
 
