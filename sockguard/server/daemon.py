@@ -38,7 +38,7 @@ MAX_RELAYS_BY_DEFAULT: Final = 8
 
 _STDOUT: Final = 1
 _FLUSH_SECONDS: Final = 5.0
-_CLOSE_SECONDS: Final = 2.0
+_CLOSE_SECONDS: Final = 5.0
 _CLOCK_STEP_SECONDS: Final = 30.0  # a wall clock can be set: no sleep towards a rule's `until` is longer
 
 
@@ -314,7 +314,7 @@ class Daemon:
                 await empty.wait()
         await self._pool.stop()
         for connection in self._connections:
-            self._connections.ended(connection, "stopped", None, None)
+            self._connections.ended(connection, outcome, None, None)
 
 
 async def _first_of(*events: trio.Event) -> None:
