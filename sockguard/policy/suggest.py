@@ -5,7 +5,7 @@ Pure: text in, text out.
 The events are a file that anyone may have written to, and hold text that clients chose. So nothing of theirs reaches
 the output but numbers, names that are valid as account or proxy names, what a protocol's own module makes of a request
 that it can read, and, in comments, escaped ASCII. It must never suggest more than was seen: no range, no "*", a group
-only by the gid that a peer itself showed, and where a proxy's requests are in the log no rule without a *what*.
+only by the gid that a peer itself showed, and where a proxy reads requests no rule without a *what*.
 """
 
 from __future__ import annotations
@@ -85,6 +85,7 @@ class Tally:
     events     connections and requests that count; ``others``: audit events that do not (a limit's denial, a reload)
     malformed  lines that are no audit event, or one whose fields cannot be
     overflow   by proxy, events of the overflow uid
+    inspected  by proxy, connections of a protocol whose requests are judged
     names      by uid; None: the events disagree about it
     """
 
@@ -98,6 +99,7 @@ class Tally:
     refusals: dict[Refusal, int] = field(default_factory=dict)
     requests: dict[Wish, int] = field(default_factory=dict)
     overflow: dict[str, int] = field(default_factory=dict)
+    inspected: dict[str, int] = field(default_factory=dict)
     names: dict[int, str | None] = field(default_factory=dict)
 
     def add(self, line: str | bytes) -> None:
@@ -127,6 +129,9 @@ class Tally:
                 self.malformed += 1
                 return
             wish = Wish(Seen(proxy, uid, gid), protocol, request)
+        elif not isinstance(protocol, str | None):
+            self.malformed += 1
+            return
         self.events += 1
         self._at(event.get("time"))
         if uid == OVERFLOW_ID:
@@ -136,6 +141,8 @@ class Tally:
             kept = self._count(self.refusals, Refusal(proxy, _escaped(rule), uid, wish is not None), MAX_REFUSALS)
         elif wish:
             kept = self._count(self.requests, wish, MAX_REQUESTS)
+        elif protocol in PROTOCOLS and not self._count(self.inspected, proxy, MAX_PEERS):
+            kept = False
         else:
             kept = self._count(self.peers, Seen(proxy, uid, gid), MAX_PEERS)
         user = event.get("user")
@@ -174,7 +181,7 @@ def write(tally: Tally, by: By, group_name: NameOf) -> str:
 
 
 def _of_connections(tally: Tally, named: Named) -> dict[str, set[int | str]]:
-    """By proxy, whom a rule for everything would let in: only where no request is in the log to tell what for."""
+    """By proxy, whom a rule for everything would let in: only where requests are not judged."""
     inspected = _inspected(tally)
     found: defaultdict[str, set[int | str]] = defaultdict(set)
     for seen in tally.peers:
@@ -198,9 +205,9 @@ def _of_requests(tally: Tally, named: Named) -> dict[tuple[str, str], set[int | 
 
 
 def _inspected(tally: Tally) -> set[str]:
-    """The proxies of which requests are in the log."""
+    """The proxies that judge requests."""
     denied = {refusal.proxy for refusal in tally.refusals if refusal.requests}
-    return denied | {wish.peer.proxy for wish in tally.requests}
+    return denied | tally.inspected.keys() | {wish.peer.proxy for wish in tally.requests}
 
 
 def _heading(tally: Tally, by: By) -> list[str]:
@@ -250,7 +257,7 @@ def _left_out_requests(tally: Tally, names: dict[int, str], lines: defaultdict[s
     for seen in sorted(tally.peers.keys() - asking):
         if seen.proxy in inspected:
             who, many = _called(seen.uid, names), _counted(tally.peers[seen], "event")
-            text = "no request of it is in the log, so no rule is written for it"
+            text = 'no request of it is in the log ([log] requests = "all" tells all), so no rule is written for it'
             lines[seen.proxy].append(f"# {seen.proxy}: {who}, {many}: {text}")
     for wish in sorted(tally.requests):
         if not can_be_meant(wish.protocol, wish.request):

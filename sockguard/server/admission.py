@@ -93,7 +93,7 @@ class Admission:
                 client.close()
                 self._deny(number, peer, "rules", rule, verdict.reason)
                 return
-            self._record.would_deny(self.proxy.name, number, peer, rule, verdict.reason)
+            self._record.would_deny(self.proxy, number, peer, rule, verdict.reason)
             rule = None
         if self.proxy.identity == "client" and peer.uid == 0 and not self.proxy.allow_root_identity:
             client.close()
@@ -170,7 +170,7 @@ class Admission:
         )
 
     def _deny(self, number: int, peer: Peer | None, cause: str, rule: str | None, reason: str) -> None:
-        self._record.denied(self.proxy.name, number, peer, cause, rule, reason)
+        self._record.denied(self.proxy, number, peer, cause, rule, reason)
 
 
 def _identity_unknown(peer: Peer) -> bool:

@@ -16,6 +16,7 @@ from sockguard.server.metrics import NullMetrics
 from sockguard.server.operator import MAX_DENIALS, Denial
 
 if TYPE_CHECKING:
+    from sockguard.config.settings import Proxy
     from sockguard.server.connections import Connection
 
 _REQUEST_EVENTS: Final[dict[Kind, str]] = {
@@ -52,37 +53,47 @@ class Record:
         return self.totals.setdefault(proxy, Totals())
 
     def admitted(self, connection: Connection) -> None:
-        proxy = connection.admission.proxy.name
+        proxy = connection.admission.proxy
         self.audit.emit(
             "connection_admitted",
-            proxy=proxy,
+            proxy=proxy.name,
             connection=connection.number,
             **peer_fields(connection.peer),
+            protocol=proxy.protocol,
             rule=connection.rule,
         )
-        self.metrics.admitted(proxy, connection.rule)
-        self.of(proxy).admitted += 1
+        self.metrics.admitted(proxy.name, connection.rule)
+        self.of(proxy.name).admitted += 1
 
-    def would_deny(self, proxy: str, number: int, peer: Peer, rule: str | None, reason: str) -> None:
+    def would_deny(self, proxy: Proxy, number: int, peer: Peer, rule: str | None, reason: str) -> None:
         """A permissive proxy lets in what its rules deny; its admission is told as well."""
-        self.audit.emit("would_deny", proxy=proxy, connection=number, **peer_fields(peer), rule=rule, reason=reason)
-        self.metrics.would_deny(proxy, rule)
-        self.of(proxy).would_deny += 1
+        self.audit.emit(
+            "would_deny",
+            proxy=proxy.name,
+            connection=number,
+            **peer_fields(peer),
+            protocol=proxy.protocol,
+            rule=rule,
+            reason=reason,
+        )
+        self.metrics.would_deny(proxy.name, rule)
+        self.of(proxy.name).would_deny += 1
 
-    def denied(self, proxy: str, number: int, peer: Peer | None, cause: str, rule: str | None, reason: str) -> None:
+    def denied(self, proxy: Proxy, number: int, peer: Peer | None, cause: str, rule: str | None, reason: str) -> None:
         """``peer``: None when it could not be known."""
         self.audit.emit(
             "connection_denied",
-            proxy=proxy,
+            proxy=proxy.name,
             connection=number,
             **(peer_fields(peer) if peer else {}),
+            protocol=proxy.protocol,
             cause=cause,
             rule=rule,
             reason=reason,
         )
-        self.metrics.denied(proxy, cause, rule)
-        self.of(proxy).denied += 1
-        self._remember(proxy, number, peer, cause, rule, reason, None)
+        self.metrics.denied(proxy.name, cause, rule)
+        self.of(proxy.name).denied += 1
+        self._remember(proxy.name, number, peer, cause, rule, reason, None)
 
     def request(self, connection: Connection, kind: Kind, rule: str | None, reason: str, request: str) -> None:
         """What was judged of a request. ``reason`` and ``request`` are a relay's word, and may be a client's own."""
@@ -92,9 +103,9 @@ class Record:
             proxy=proxy.name,
             connection=connection.number,
             **peer_fields(peer),
+            protocol=proxy.protocol,
             rule=rule,
             reason=reason,
-            protocol=proxy.protocol,
             request=request,
         )
         self.metrics.requested(proxy.name, kind, rule)
@@ -137,13 +148,14 @@ class Record:
         reason: str | None,
     ) -> None:
         """Bytes are None where nobody can know them any more; ``reason`` adds to an outcome that needs it."""
-        proxy = connection.admission.proxy.name
+        proxy, protocol = connection.admission.proxy.name, connection.admission.proxy.protocol
         fields = {} if reason is None else {"reason": reason}
         self.audit.emit(
             "connection_closed",
             proxy=proxy,
             connection=connection.number,
             **peer_fields(connection.peer),
+            protocol=protocol,
             rule=connection.rule,
             bytes_from_client=from_client,
             bytes_from_backend=from_backend,

@@ -80,11 +80,31 @@ def test_no_rule_for_everything_where_requests_are_known() -> None:
     """A connection alone asks for no rule that would let every request through."""
     found = text(connection(), connection("connection_denied", uid=5, user=None, rule=None), event(uid=6, user=None))
     assert tomli.loads(found)["proxy"]["bus"]["allow"][0]["users"] == [6]
-    assert "# bus: alice (uid 1000), 1 event: no request of it is in the log, so no rule is written for it" in found
+    none = 'no request of it is in the log ([log] requests = "all" tells all), so no rule is written for it'
+    assert f"# bus: alice (uid 1000), 1 event: {none}" in found
     assert "# bus: uid 5, 1 event: no request of it is in the log" in found
     assert rules(connection(), event(proxy="other"))["bus"] == [{"users": ["alice"]}]
     assert rules(connection(), event())["bus"][0].keys() == {"users", "dbus"}
     assert rules(connection(), event(rule="deny")) == {}
+
+
+@pytest.mark.parametrize("kind", ["connection_admitted", "connection_denied", "would_deny"])
+def test_no_rule_for_everything_where_requests_are_judged(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even when none is in the log, since it tells of denied ones alone or there were none."""
+    rule = "x" if kind == "connection_admitted" else None
+    found = text(connection(kind, rule=rule, protocol="http"))
+    assert "allow" not in found
+    assert "# bus: alice (uid 1000), 1 event: no request of it is in the log" in found
+    assert rules(connection(kind, rule=rule, protocol="stream")) == {"bus": [{"users": ["alice"]}]}
+    assert rules(connection(kind, rule=rule, protocol="http"), connection(kind, rule=rule, protocol="stream")) == {}
+    monkeypatch.setattr(suggest, "MAX_PEERS", 0)
+    assert rules(connection(kind, rule=rule, protocol="http")) == {}
+
+
+def test_a_protocol_that_is_no_text_is_no_event() -> None:
+    tally = Tally()
+    tally.add(json.dumps(connection(protocol=["http"])))
+    assert (tally.events, tally.malformed) == (0, 1)
 
 
 @pytest.mark.parametrize("kind", ["request_denied", "would_deny"])
