@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.dbus import BUS, BUS_PATH, ECHO, OBJECT, OTHER, SECRET, Client, Said, service
 from tests.support.dbus_stage import APP, EVERY_WAY, GUARDED, People, Stage, Way, people, stages
-from tests.support.identities import open_folder
+from tests.support.identities import open_folder, wait_until
 from tests.support.servers import control_ids, ended
 
 pytestmark = pytest.mark.root
@@ -75,7 +75,7 @@ def test_admin_gdbus(any_way: Stage) -> None:
     assert admin.gdbus_call(ECHO, f"{ECHO}.Echo", "hi").out == "('hi',)\n"
     assert admin.gdbus_call(ECHO, f"{ECHO}.EchoLater", "hi", "100").out == "('hi',)\n"
     assert "org.example.Error.Asked: no" in admin.gdbus_call(ECHO, f"{ECHO}.Fail", "no").err
-    assert admin.gdbus("wait", "--timeout=10", OTHER).good
+    assert admin.gdbus("wait", "--timeout=20", OTHER).good
     assert admin.gdbus("emit", f"--object-path={OBJECT}", f"--signal={ECHO}.Said", "'mine'").good
     introspected = admin.gdbus("introspect", f"--dest={SECRET}", f"--object-path={OBJECT}")
     assert "Reveal(in  s" in introspected.out
@@ -170,6 +170,9 @@ def test_owner_owns_and_calls_nobody(guarded: Stage) -> None:
         assert guarded.client("admin").gdbus_call(APP, f"{ECHO}.Echo", "hi").out == "('hi',)\n"
         assert f"'{APP}'" in guarded.backstage().gdbus_call(BUS, f"{BUS}.ListNames", path=BUS_PATH).out
         refused(guarded.client("reader").gdbus_call(APP, f"{ECHO}.Echo", "me"))
+    behind = guarded.backstage()
+    has_owner = (BUS, f"{BUS}.NameHasOwner", APP)
+    wait_until(lambda: behind.gdbus_call(*has_owner, path=BUS_PATH).out == "(false,)\n", "its name is free again")
     for name in (f"{APP}.Below", "org.example.Apple", ECHO):
         refused(owner.python(f"bus.request_name('{name}')"))
     refused(owner.gdbus_call(ECHO, f"{ECHO}.Echo", "me"))

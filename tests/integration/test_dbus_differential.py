@@ -41,7 +41,7 @@ from tests.support.dbus_wire import (
     to_bus,
     value,
 )
-from tests.support.identities import open_folder
+from tests.support.identities import open_folder, wait_until
 
 pytestmark = pytest.mark.root
 
@@ -235,6 +235,11 @@ class Service:
             if seen.fields.get(SENDER) != BUS:
                 found.append(_arrived(seen))
 
+    def is_there(self, name: str) -> bool:
+        """Whether a connection of that unique name is still on the bus, or something that it sent."""
+        self._marker.send(to_bus(8, "NameHasOwner", name))
+        return bool(self._marker.answer(8).body[0])
+
     def close(self) -> None:
         self._wire.close()
         self._marker.close()
@@ -261,6 +266,7 @@ def observe(place: Stage, service: Service, data: bytes) -> Observed:
                     got.append((kind, reply_to, fields.get(ERROR_NAME), fields.get(SIGNATURE)))
         except Closed:
             pass
+    wait_until(lambda: not service.is_there(wire.name), "nothing of this case is left for the next one")
     return got, last, service.heard()
 
 

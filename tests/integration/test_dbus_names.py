@@ -255,12 +255,19 @@ def test_a_denied_name_is_not_started(ways: dict[Way, Stage]) -> None:
             wire.send(message(SIGNAL, 7, signal))
             wire.send(to_bus(8, "GetId"))
             wire.answer(8)
+            assert starts(ways[way]) == 0
             assert not ways[way].bus.started.exists()
     for way in GUARDED:
         wire = ways[way].wire("admin")
         wire.send(call(2, ON_DEMAND, "Echo", text="wake up"))
         assert wire.answer(2).body == ("wake up",)
         assert ways[way].bus.started.exists()
+        assert starts(ways[way]) == 1
+
+
+def starts(place: Stage) -> int:
+    """How many services the bus has started. It says so first, and answers then whoever asked it something later."""
+    return (place.bus.path.parent / "log").read_text().count("Activating service")
 
 
 def start_service(serial: int, name: str, *, interface: str | None = BUS, path: str = BUS_PATH) -> bytes:

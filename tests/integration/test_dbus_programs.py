@@ -21,7 +21,7 @@ from tests.support.dbus import (
     service,
 )
 from tests.support.dbus_stage import EVERY_WAY, GUARDED, People, Stage, Way, people, proxy_table, stages
-from tests.support.identities import open_folder, wait_started
+from tests.support.identities import open_folder, wait_started, wait_until
 from tests.support.servers import private_folder
 
 pytestmark = pytest.mark.root
@@ -68,6 +68,9 @@ def test_dbus_test_tool(any_way: Stage) -> None:
         for options in (("--queue=1",), ("--queue=32",), ("--flood",), ("--no-reply",), ("--bytes", "--queue=8")):
             said = admin.tool("dbus-test-tool", "spam", "--dest=com.example.Tool", "--count=2000", *options)
             assert (said.status, said.err) == (0, ""), options
+    behind = any_way.backstage()
+    has_owner = (BUS, f"{BUS}.NameHasOwner", "com.example.Tool")
+    wait_until(lambda: behind.gdbus_call(*has_owner, path=BUS_PATH).out == "(false,)\n", "its name is free again")
 
 
 def test_dbus_broker(folder: Path, who: People) -> None:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+from tests.support.identities import wait_until
 from tests.support.servers import Guarded, guarded, private_folder
 
 pytestmark = pytest.mark.root
@@ -115,5 +116,6 @@ def test_uploads_with_and_without_100_continue(folder: Path, guard: Guarded) -> 
     )  # fmt: skip
     assert b"< HTTP/1.1 100 Continue" in waited.stderr
     assert waited.stdout == expected
+    wait_until(lambda: len(guard.daemon.events("connection_closed")) == 2, "both ends are told")
     for event in guard.daemon.events("connection_closed"):
         assert event["bytes_from_client"] > len(BODY)

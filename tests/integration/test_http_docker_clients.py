@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import socket
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -59,7 +60,9 @@ def _run(client: Any) -> object:
 
 
 def _life(client: Any) -> object:
-    made = client.containers.create(IMAGE, ["sh", "-c", "echo begun; sleep 100"], network_mode="none", name="sdk")
+    # A name of its own each time, by this call's process: podman 4.3 may keep one for a while.
+    name, words = f"sdk{os.getpid()}", ["sh", "-c", "echo begun; sleep 100"]
+    made = client.containers.create(IMAGE, words, network_mode="none", name=name)
     try:
         made.start()
         next(made.logs(stream=True))
@@ -184,7 +187,7 @@ def test_an_empty_body_makes_nothing(guarded: Guarded, target: str) -> None:
     """No body has nothing in it that is forbidden, so it is let through: what an engine makes of it is no container
     and no process. An empty one in chunks is no JSON, and denied."""
     containers = guarded.engine.containers()
-    processes = guarded.engine.get("/containers/web/json")["ExecIDs"]
+    processes = guarded.engine.get("/containers/web/json")["ExecIDs"] or ()
     for fields, wanted in (
         (b"", 0),
         (b"Content-Length: 0\r\n", 0),
@@ -198,4 +201,5 @@ def test_an_empty_body_makes_nothing(guarded: Guarded, target: str) -> None:
         assert (status == 403) == bool(wanted), answer
         assert status >= 400, answer
     assert guarded.engine.containers() == containers
-    assert sorted(guarded.engine.get("/containers/web/json")["ExecIDs"] or ()) == sorted(processes or ())
+    # No new one; an engine may forget one that has ended at any time.
+    assert set(guarded.engine.get("/containers/web/json")["ExecIDs"] or ()) <= set(processes)

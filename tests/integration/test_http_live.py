@@ -21,6 +21,9 @@ from tests.support.reloading import sockguard
 
 pytestmark = pytest.mark.root
 
+PATIENCE = 120.0
+"""Seconds that a service waits for its turn: a reload, and the end of a rule, may come before that."""
+
 SMALL = """
 [[proxy.http.allow]]
 name = "small"
@@ -47,7 +50,7 @@ def in_parts(go: threading.Semaphore) -> Answer:
             return
         wire.sock.sendall(CHUNKED + b"3\r\none\r\n")
         for text in (b"3\r\ntwo\r\n", b"0\r\n\r\n"):
-            assert go.acquire(timeout=SECONDS)
+            assert go.acquire(timeout=PATIENCE)
             wire.sock.sendall(text)
 
     return answer

@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.http_services import LeaveError, Seen, Wire, plainly, statuses
 from tests.support.http_stage import CHUNKED, HEAD, Bed, ask, guarding, rest, until
+from tests.support.identities import wait_until
 
 pytestmark = pytest.mark.root
 
@@ -183,4 +184,5 @@ def test_leave_is_not_given_for_what_is_denied(bed: Bed) -> None:
     with bed.answering(plainly) as sock:
         ask(sock, "POST /denied", "Content-Length: 4", "Expect: 100-continue")
         assert statuses(rest(sock)) == [403]
+    wait_until(lambda: [wire.ended for wire in bed.recorder.wires] == [True], "the service has seen all that there is")
     assert not bed.recorder.requests

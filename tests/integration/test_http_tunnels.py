@@ -15,6 +15,7 @@ from tests.support.daemon import Daemon
 from tests.support.http_services import LeaveError, Seen, Wire, plainly, statuses
 from tests.support.http_stage import CHUNKED, HEAD, Bed, ask, guarding, rest, until
 from tests.support.identities import status, wait_until
+from tests.support.reloading import sockguard
 
 pytestmark = pytest.mark.root
 
@@ -115,27 +116,35 @@ def test_large_bodies_do_not_grow_the_relay(bed: Bed, chunked: bool) -> None:
 
 
 def test_time_limits_do_not_cut_a_stream() -> None:
-    """With an idle limit of a second a stream, a tunnel and a long wait go on; a kept connection ends."""
+    """With an idle limit of a second a stream, a tunnel and a long wait go on; a kept connection ends.
+
+    The limit comes by a reload, when all are under way: they may be idle for longer before that.
+    """
     go = threading.Event()
 
     def slow(wire: Wire, seen: Seen) -> None:
+        if seen.target == "/tunnel":
+            _tunnel(wire, seen)
+            return
         wire.body(seen)
         wire.sock.sendall(CHUNKED if seen.target == "/stream" else b"")
-        assert go.wait(20)
+        assert go.wait(120)  # a reload comes before that
         if seen.target == "/stream":
             wire.sock.sendall(b"5\r\nlater\r\n0\r\n\r\n")
         else:
             plainly(wire, seen)
 
-    with guarding('idle_timeout = "1s"') as bed, bed.answering(slow) as stream, connect(bed.public, 20) as wait:
+    with guarding() as bed, bed.answering(slow) as stream, connect(bed.public, 20) as wait:
         ask(stream, "GET /stream")
         until(stream, b"\r\n\r\n")
         ask(wait, "GET /late")
         with connect(bed.public, 20) as tunnel:
             wait_until(lambda: len(bed.recorder.requests) == 2, "both have reached the service")
-            bed.recorder.answer = _tunnel
             ask(tunnel, "POST /tunnel", "Connection: Upgrade", "Upgrade: tcp", "Content-Length: 0")
             until(tunnel, b"\r\n\r\n")
+            bed.configure('idle_timeout = "1s"')
+            done = sockguard("reload", "--control", bed.daemon.config.with_name("run") / "control.sock")
+            assert done.returncode == 0, done.stderr
             time.sleep(3.5)
             tunnel.sendall(b"still there")
             assert until(tunnel, b"there") == b"still there"
@@ -143,4 +152,6 @@ def test_time_limits_do_not_cut_a_stream() -> None:
         assert until(stream, b"0\r\n\r\n").endswith(b"later\r\n0\r\n\r\n")
         assert statuses(until(wait, b"ok\n")) == [200]
         assert rest(stream) == b""  # idle now: closed within the limit
+        with connect(bed.public, 20) as idle:
+            assert rest(idle) == b""
         bed.daemon.wait_for("connection_closed", lambda event: event["outcome"] == "idle_timeout")

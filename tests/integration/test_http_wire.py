@@ -157,12 +157,19 @@ def test_byte_by_byte(clean: Bed, case: Case) -> None:
     whole = statuses(clean.send(case.data, answers=expected(case)))
     lines = list(clean.settled())
     clean.clear()
-    assert statuses(clean.send(*_bytes(case.data), answers=expected(case))) == whole
+    answers = statuses(clean.send(*_bytes(case.data), answers=expected(case)))
+    if case.name == BEHIND_AN_UPGRADE:  # what comes behind the service's answer is a request again, and denied
+        assert answers in (whole, [*whole, 403])
+    else:
+        assert answers == whole
     if case.body and whole[0] != 200:  # its head had gone on before the fault was there to see
         assert clean.settled() == ["POST /echo"]
         assert not clean.recorder.requests[0].whole
     else:
         assert clean.settled() == lines
+
+
+BEHIND_AN_UPGRADE = "upgrade: bytes behind one that is not taken"
 
 
 def _bytes(data: bytes) -> list[bytes]:
@@ -221,7 +228,7 @@ def test_doubtful_answers(clean: Bed, name: str) -> None:
     assert statuses(got) == ([] if name == "closed before it" else [502]), got
     assert b"ok\n" not in got
     assert clean.told[-1]["outcome"] == "backend_malformed"
-    assert clean.recorder.lines == ["GET /_ping"]
+    assert clean.settled() == ["GET /_ping"]
 
 
 def test_a_second_answer_is_nobodys(clean: Bed) -> None:

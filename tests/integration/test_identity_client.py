@@ -20,7 +20,7 @@ from sockguard.identity import peercred
 from sockguard.monitor.impersonate import EXIT_IDENTITY_LOST
 from tests.integration.test_ordinary_user import run_as
 from tests.support.clients import as_user, connect
-from tests.support.daemon import Daemon, running
+from tests.support.daemon import Daemon, Event, running
 from tests.support.identities import (
     Person,
     account_if_missing,
@@ -76,6 +76,12 @@ backend = "{folder}/private/late"
 identity = "client"
 connect_timeout = "1s"
 allow = [{{ users = ["*"] }}]
+[proxy.patient]
+listen = "{folder}/patient"
+backend = "{folder}/private/late"
+identity = "client"
+connect_timeout = "60s"
+allow = [{{ users = ["*"] }}]
 """
 
 
@@ -105,10 +111,13 @@ def ask(path: Path, kind: int = socket.SOCK_STREAM) -> str:
 
 
 class Case(NamedTuple):
+    """``files``: the monitor's descriptors before the first connection."""
+
     daemon: Daemon
     folder: Path
     control: Person
     monitor: int
+    files: list[str]
 
     def seen(self, proxy: str, uid: int, gid: int, groups: Sequence[int] = (), **how: Any) -> list[Any]:
         """[pid, uid, gid, groups] that the service sees when somebody with these ids connects."""
@@ -124,6 +133,10 @@ def write_config(folder: Path, text: str) -> Path:
     file.write_text(text.format(folder=folder))
     file.chmod(0o600)
     return file
+
+
+def descriptors(pid: int) -> list[str]:
+    return sorted(os.listdir(f"/proc/{pid}/fd"))
 
 
 def give(path: Path, uid: int, gid: int, mode: int) -> None:
@@ -146,10 +159,10 @@ def case() -> Iterator[Case]:
         for path, mode in ((private / "socket", 0o660), (private / "records", 0o660), (private, 0o710)):
             give(path, SERVICE, control.gid, mode)
         give(clients, 4242, 4242, 0o700)
-        proxies = [folder / name for name in ("shown", "root", "records", "plain", "clients-own", "late")]
+        proxies = [folder / name for name in ("shown", "root", "records", "plain", "clients-own", "late", "patient")]
         daemon = made.enter_context(running(write_config(folder, CONFIG), *proxies))
-        wait_started(daemon)
-        yield Case(daemon, folder, control, daemon.process.pid)
+        wait_started(daemon)  # it was asked nothing since its last answer, which had no descriptors
+        yield Case(daemon, folder, control, daemon.process.pid, descriptors(daemon.process.pid))
 
 
 @pytest.mark.parametrize("proxy", ["shown", "records"])
@@ -196,53 +209,60 @@ def test_root_is_not_shown_unless_allowed(case: Case) -> None:
 @pytest.mark.parametrize(("uid", "gid", "groups"), [(OVERFLOW, 5, []), (4242, OVERFLOW, []), (4242, 5, [OVERFLOW, 6])])
 def test_ids_without_a_mapping_are_not_shown(case: Case, uid: int, gid: int, groups: list[int]) -> None:
     """65534 may be anybody: nobody is shown as that, on no proxy, whatever the rules let through."""
-    before = len(case.daemon.lines)
+
+    def told(name: str | None = None) -> list[Event]:
+        """No other test has a client with these ids."""
+        return [event for event in case.daemon.events(name) if (event.get("uid"), event.get("gid")) == (uid, gid)]
+
     for proxy in ("shown", "root"):
         assert as_user(lambda: ask(case.folder / proxy), uid, gid, groups) == "closed"  # noqa: B023  # called at once
-    wait_until(lambda: len(case.daemon.lines) >= before + 2 + (2 if uid != OVERFLOW else 0), "both are told")
-    told = [event for event in case.daemon.events() if event["seq"] > before and event["uid"] == uid]
+    end = "connection_denied" if uid == OVERFLOW else "connection_closed"
+    wait_until(lambda: len(told(end)) >= 2, "both are told")
     if uid == OVERFLOW:
-        assert [event["event"] for event in told] == ["connection_denied"] * 2
+        assert [event["event"] for event in told()] == ["connection_denied"] * 2
     else:
-        ends = [event for event in told if event["event"] == "connection_closed"]
+        ends = told(end)
         assert [event["outcome"] for event in ends] == ["identity_refused"] * 2
         assert all("no mapping" in event["reason"] for event in ends)
 
 
 def test_a_folder_of_the_clients_own(case: Case) -> None:
     """The path is for control: a folder that only the client could enter is closed to it."""
-    before = len(case.daemon.lines)
     assert as_user(lambda: ask(case.folder / "clients-own"), 4242, 4242) == "closed"
-    event = case.daemon.wait_for("connection_closed", lambda event: event["seq"] > before)
+    event = case.daemon.wait_for("connection_closed", lambda event: event["proxy"] == "clients-own")
     assert (event["outcome"], event["reason"]) == ("backend_unavailable", "Permission denied")
 
 
 def test_a_service_that_is_full_or_away(case: Case) -> None:
     """A full backlog and a service that restarts are waited out, as without impersonation, and no longer than told."""
     path = case.folder / "private" / "late"
-    before = len(case.daemon.lines)
+    before = 0
 
     def outcome() -> str:
-        return str(case.daemon.wait_for("connection_closed", lambda event: event["seq"] > before)["outcome"])
+        """Of the connection after the one that it was asked about last."""
+        nonlocal before
+        end = case.daemon.wait_for(
+            "connection_closed", lambda event: event["proxy"] == "late" and event["seq"] > before
+        )
+        before = end["seq"]
+        return str(end["outcome"])
 
-    def client() -> str:
-        return as_user(lambda: ask(case.folder / "late"), 4242, 4243)
+    def client(proxy: str) -> str:
+        return as_user(lambda: ask(case.folder / proxy), 4242, 4243)
 
-    assert client() == "closed"  # nobody there, for longer than a restart takes
+    assert client("late") == "closed"  # nobody there, for longer than a restart takes
     assert outcome() == "backend_unavailable"
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
         listener.bind(str(path))
         give(path, SERVICE, case.control.gid, 0o660)
         listener.listen(0)
         first.connect(str(path))  # a listener with backlog N holds N + 1
-        before = len(case.daemon.lines)
-        assert client() == "closed"
+        assert client("late") == "closed"
         assert outcome() == "backend_timeout"
         answers: list[str] = []
-        waiting = threading.Thread(target=lambda: answers.append(client()))
-        before = len(case.daemon.lines)
+        waiting = threading.Thread(target=lambda: answers.append(client("patient")))
         waiting.start()
-        case.daemon.wait_for("connection_admitted", lambda event: event["seq"] > before)
+        case.daemon.wait_for("connection_admitted", lambda event: event["proxy"] == "patient")
         listener.accept()[0].close()
         listener.settimeout(20)
         with listener.accept()[0] as sock:
@@ -261,7 +281,6 @@ def identity(pid: int) -> dict[str, Any]:
 def test_many_users_at_once(case: Case) -> None:
     """Each of them sees itself on every connection, and afterwards the monitor is what it was before, to the bit."""
     before = identity(case.monitor)
-    descriptors = sorted(os.listdir(f"/proc/{case.monitor}/fd"))
 
     def often(uid: int) -> str:
         for number in range(CONNECTS):
@@ -282,7 +301,7 @@ def test_many_users_at_once(case: Case) -> None:
         one.join()
     assert answers == ["each time itself"] * USERS
     assert identity(case.monitor) == before
-    assert sorted(os.listdir(f"/proc/{case.monitor}/fd")) == descriptors
+    wait_until(lambda: descriptors(case.monitor) == case.files, "it closes what it has handed over last")
 
 
 # ── daemons of their own ──

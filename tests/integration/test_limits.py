@@ -21,6 +21,8 @@ from tests.support.clients import as_user, connect, exchange
 from tests.support.daemon import Daemon, running
 
 SECONDS: Final = 60.0
+PATIENT: Final = 'connect_timeout = "60s"'
+"""For a backend that has no room while its thread does not run: that is not what is tested."""
 
 
 def configure(folder: Path, options: str = "", daemon: str = "") -> Path:
@@ -89,14 +91,6 @@ def _echo_all(listener: socket.socket, accepting: threading.Event, stop: socket.
             connected.pop(fd).close()
 
 
-def wait_until_quiet(daemon: Daemon) -> None:
-    """Until a second has gone by without an event."""
-    before = -1
-    while len(daemon.lines) != before:
-        before = len(daemon.lines)
-        time.sleep(1)
-
-
 def fds_of(daemon: Daemon) -> dict[int, int]:
     """How many descriptors each of its processes has; none for an ordinary user, who may not look: none is dumpable."""
     if os.geteuid() != 0:
@@ -147,7 +141,7 @@ def test_limits_by_proxy_and_by_user(folder: Path) -> None:
 def test_two_thousand_at_once(folder: Path) -> None:
     """All of them work at the same time, and when they have gone nothing of them is left: no count, no descriptor."""
     count = 2000
-    file = configure(folder, f"max_connections = {count}\nmax_connections_per_user = {count}")
+    file = configure(folder, f"max_connections = {count}\nmax_connections_per_user = {count}\n{PATIENT}")
     with echo(folder / "private"), running(file, folder / "public") as daemon:
         assert exchange(folder / "public", b"warm\n") == "warm"
         daemon.wait_for("connection_closed")
@@ -191,7 +185,7 @@ print(answered)
 
 def test_a_burst_from_eight_processes(folder: Path) -> None:
     """A thousand connects from eight processes at the same time: every one is answered."""
-    file = configure(folder)
+    file = configure(folder, PATIENT)
     with echo(folder / "private"), running(file, folder / "public"):
         clients = [
             subprocess.Popen(
@@ -208,7 +202,7 @@ def test_a_burst_from_eight_processes(folder: Path) -> None:
 def test_clients_that_come_and_go(folder: Path) -> None:
     """5000 clients that close at once, half of them with bytes sent: each told once, nothing left, and none spins."""
     count = 5000
-    file = configure(folder, f"max_connections = {count}\nmax_connections_per_user = {count}")
+    file = configure(folder, f"max_connections = {count}\nmax_connections_per_user = {count}\n{PATIENT}")
     with echo(folder / "private"), running(file, folder / "public") as daemon:
         assert exchange(folder / "public", b"warm\n") == "warm"
         daemon.wait_for("connection_closed")
@@ -235,7 +229,7 @@ def test_out_of_descriptors(folder: Path) -> None:
     limit, count = 1300, 1390
     file = configure(
         folder,
-        'max_connections = 5000\nmax_connections_per_user = 5000\nconnect_timeout = "60s"',
+        'max_connections = 5000\nmax_connections_per_user = 5000\nconnect_timeout = "300s"',
         'relays = 4\ndrain_timeout = "5s"',
     )
     with (
@@ -253,14 +247,17 @@ def test_out_of_descriptors(folder: Path) -> None:
             socks.append(stack.enter_context(connect(folder / "public", SECONDS)))
             socks[-1].sendall(b"waiting")
         wait_until(lambda: "clients wait: no more open files can be had" in daemon.stderr(), "EMFILE is said")
-        wait_until_quiet(daemon)  # those that it had accepted by then
         control = control_of(daemon)
-        used = cpu_seconds(control)
-        started = time.monotonic()
-        admitted = len(daemon.events("connection_admitted"))
-        time.sleep(2)  # what is measured is that nothing happens
-        assert cpu_seconds(control) - used < 0.4 * (time.monotonic() - started)
-        assert len(daemon.events("connection_admitted")) == admitted < count
+
+        def stands_still() -> bool:
+            used, started = cpu_seconds(control), time.monotonic()
+            admitted = len(daemon.events("connection_admitted"))
+            time.sleep(2)  # what is measured is that nothing happens
+            idle = cpu_seconds(control) - used < 0.4 * (time.monotonic() - started)
+            return idle and len(daemon.events("connection_admitted")) == admitted
+
+        wait_until(stands_still, "nobody spins, and those are told that it had accepted by then")
+        assert len(daemon.events("connection_admitted")) < count
         accepting.set()
         for sock in socks:
             assert sock.recv(100) == b"waiting"

@@ -19,7 +19,7 @@ from sockguard.errors import SockguardError
 from sockguard.relay.sandbox import PARTS
 from tests.support.clients import as_user, connect
 from tests.support.daemon import running
-from tests.support.identities import Client, account_if_missing, open_folder, someone, wait_started
+from tests.support.identities import Client, account_if_missing, open_folder, someone, wait_started, wait_until
 from tests.support.reloading import Subject, proxy, sockguard
 from tests.support.services import serving
 
@@ -28,11 +28,14 @@ pytestmark = pytest.mark.root
 UNKNOWN = 2**62
 
 
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody uses now."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-        return port
+@contextlib.contextmanager
+def free_port() -> Iterator[int]:
+    """A TCP port of 127.0.0.1 that nobody else gets meanwhile: bound here without listening, so that the daemon, which
+    sets SO_REUSEADDR too, can have it."""
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("127.0.0.1", 0))
+        yield sock.getsockname()[1]
 
 
 def place_for_control(folder: Path) -> Path:
@@ -54,7 +57,7 @@ class Operated(Subject):
 
 
 @pytest.fixture(scope="module")
-def operated() -> Iterator[Operated]:
+def running_one() -> Iterator[Operated]:
     with ExitStack() as made:
         folder = made.enter_context(open_folder())
         for name in ("sockguard", "sockguard-relay"):
@@ -62,13 +65,22 @@ def operated() -> Iterator[Operated]:
         made.enter_context(serving(folder / "private"))
         config = folder / "sockguard.toml"
         config.write_text(
-            f'[daemon]\nrelays = 2\nmetrics = "127.0.0.1:{free_port()}"\n'
+            f'[daemon]\nrelays = 2\nmetrics = "127.0.0.1:{made.enter_context(free_port())}"\n'
             + proxy(folder, "echo", "allow = [{ users = [4242, 4243] }]\ndeny = [{ users = [4244] }]")
             + proxy(folder, "other", "allow = [{ users = [1] }]\nenforce = false\nmax_connections = 7")
         )
         daemon = made.enter_context(running(config, folder / "echo", folder / "other"))
         wait_started(daemon)
         yield Operated(daemon, folder)
+
+
+@pytest.fixture
+def operated(running_one: Operated) -> Operated:
+    """That daemon; the connections of the test before have ended, and all of its events have come."""
+    wait_until(lambda: not running_one.connections(), "the connections of the test before end")
+    told = running_one.status()["audit"]["seq"]
+    wait_until(lambda: running_one.now() >= told, "its events come")
+    return running_one
 
 
 def totals(operated: Operated, name: str) -> dict[str, int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.daemon import Event
+from tests.support.daemon import REPO, Event
 from tests.support.servers import Guarded, ended, guarded, private_folder, redis
 
 pytestmark = pytest.mark.root
@@ -18,6 +18,7 @@ pytestmark = pytest.mark.root
 CLI = ("redis-cli", "-s", "PATH")
 PIPELINED = 100_000
 SECONDS = 20.0
+PATIENT = "import sockguard.server.backend as backend\nbackend.RESTART_SECONDS = 60.0\n"
 
 
 @pytest.fixture
@@ -92,8 +93,18 @@ def test_subscribers_are_told_and_see_the_end(guard: Guarded, private: Path) -> 
             assert closed["outcome"] == "closed"  # by the server, in an orderly way: it had read everything
 
 
-def test_restart_is_waited_out(guard: Guarded, private: Path) -> None:
+@pytest.fixture
+def patient(folder: Path, private: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Guarded]:
+    """A guard that gives a server a minute to come back."""
+    (folder / "sitecustomize.py").write_text(PATIENT)
+    monkeypatch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{REPO}")
+    with guarded(folder, private.name, 'connect_timeout = "60s"') as server:
+        yield server
+
+
+def test_restart_is_waited_out(patient: Guarded, private: Path) -> None:
     """A client that comes while the server restarts is served by the new one, and does not know."""
+    guard = patient
     with redis(private):
         assert guard.client(*CLI, "PING").stdout == b"PONG\n"
     started = private.with_name("started.sock")

@@ -80,7 +80,8 @@ def separated() -> Iterator[Subject]:
 
 @pytest.fixture
 def subject(separated: Subject) -> Subject:
-    """That daemon, with one proxy, echo, for uids 4242 and 4243, in force."""
+    """That daemon, with one proxy, echo, for uids 4242 and 4243, in force; of the test before nothing is left in it."""
+    wait_until(lambda: not separated.connections(), "the connections of the test before end")
     separated.reload(proxy(separated.folder, "echo", BOTH))
     assert stat.S_IMODE(separated.daemon.config.stat().st_mode) == 0o600
     return separated
@@ -339,6 +340,7 @@ def test_relay_that_does_not_take_the_rules(subject: Subject) -> None:
         subject.event("relay_restarted", after)
         subject.event("connection_closed", after, outcome="relay_lost")
         assert sorted((one.do("ask"), two.do("ask"))) == ["closed", "ping"]
+        wait_until(lambda: before[0] not in subject.daemon.pids()["sockguard-relay"], "the killed one has gone")
         pids = subject.daemon.pids()["sockguard-relay"]
         assert len(pids) == 2
         assert set(pids) & set(before) == {before[1]}

@@ -43,4 +43,6 @@ def test_weston(folder: Path) -> None:
             _, rest = shm.communicate(timeout=15)
             assert (shm.returncode, b"error" in rest) == (0, False), rest
         guard.refused("env", "WAYLAND_DISPLAY=PATH", "weston-debug", "--list", says=rb"does not support|failed")
-        assert {event["outcome"] for event in guard.daemon.events("connection_closed")} == {"closed"}
+        # A client that disconnects leaves unread what the compositor has said since it read last, if there is any.
+        outcomes = {event["outcome"] for event in guard.daemon.events("connection_closed")}
+        assert outcomes <= {"closed", "client_reset"}

@@ -107,7 +107,7 @@ class Daemon:
         finally:
             self._err.close()
         if self.process.stdout is not None:
-            self._reader.join(5)
+            self._reader.join(30)
             self.process.stdout.close()
         return status
 

@@ -11,6 +11,7 @@ import contextlib
 import io
 import json
 import re
+import subprocess
 import sys
 import tarfile
 import time
@@ -210,7 +211,7 @@ _VARYING: Sequence[tuple[re.Pattern[bytes], bytes]] = [
 def run(engine: Engine, command: Command, *whom: tuple[Path, int | None]) -> list[Result]:
     """Run it on each of these sockets as that user, at the same time, between what goes before and after."""
     for line in command.before:
-        docker(engine.socket, *split(line))
+        _docker(engine.socket, split(line))
     try:
         with ThreadPoolExecutor(len(whom)) as pool:
             results = list(pool.map(lambda one: _run(command, *one), whom))
@@ -220,12 +221,20 @@ def run(engine: Engine, command: Command, *whom: tuple[Path, int | None]) -> lis
     return results
 
 
-def _run(command: Command, path: Path, uid: int | None) -> Result:
+def _docker(
+    path: Path, words: Sequence[str], uid: int | None = None, data: bytes = b""
+) -> subprocess.CompletedProcess[bytes]:
+    """Run the CLI; again while podman 4.3 keeps the name of a container that has gone."""
     for _ in range(20):
-        done = docker(path, *command.words, uid=uid, data=command.data)
+        done = docker(path, *words, uid=uid, data=data)
         if b"that name is already in use" not in done.stderr:
             break
-        time.sleep(0.5)  # podman 4.3 may keep a name for a while after its container has gone
+        time.sleep(0.5)
+    return done
+
+
+def _run(command: Command, path: Path, uid: int | None) -> Result:
+    done = _docker(path, command.words, uid, command.data)
     output, errors = (text.replace(str(path).encode(), b"PATH") for text in (done.stdout, done.stderr))
     for pattern, instead in _VARYING:
         output, errors = pattern.sub(instead, output), pattern.sub(instead, errors)

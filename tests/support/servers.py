@@ -177,6 +177,7 @@ class Postgresql:
 
     def start(self) -> None:
         options = f"-k {self._private} -c listen_addresses= -c fsync=off -c shared_buffers=32MB -c max_wal_size=1GB"
+        options += " -c max_connections=300"  # of those that have gone some may still be there
         self._do("pg_ctl", "start", "--wait", f"--log={self._data}/log", f"--options={options}")
 
     def stop(self, mode: str = "fast") -> None:

@@ -120,7 +120,7 @@ def wait_for_event(machine: Container, name: str, **fields: Any) -> dict[str, An
 def ping(machine: Container, user: str, target: str, *unit: str) -> str:
     """What that user's socat gets back for a ping: itself, or nothing. ``unit``: the words of a systemd-run before."""
     become = ("--uid", user) if unit else ("setpriv", "--reuid", user, "--regid", user, "--clear-groups")
-    return machine.run(*unit, *become, "socat", "-t10", "-", target, text="ping", check=False).stdout
+    return machine.run(*unit, *become, "socat", "-t15", "-", target, text="ping", check=False).stdout
 
 
 def test_units_are_good_and_hardened(machine: Container) -> None:

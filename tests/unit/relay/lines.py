@@ -262,6 +262,7 @@ def running(monkeypatch: pytest.MonkeyPatch) -> Iterator[Control]:
     """A loop in a thread. In the end nothing may have gone wrong in it, and every descriptor must be closed."""
     monkeypatch.setattr(inspected, "inspector_of", lambda _: LineInspector)
     monkeypatch.setattr(rules, "rules_of", lambda _: LineRules)
+    gc.collect()  # of what earlier tests have left
     before = open_files()
     ours, theirs = channel.pair()
     faults: list[BaseException] = []

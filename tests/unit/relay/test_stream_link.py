@@ -20,7 +20,7 @@ import pytest
 
 from sockguard.privsep.channel import close_all
 from sockguard.relay.options import TICK_SECONDS
-from tests.unit.relay.conftest import End, RelayUnderTest
+from tests.unit.relay.conftest import SECONDS, End, RelayUnderTest
 
 WaitUntil = Callable[[Callable[[], bool]], None]
 BLOCK: Final = bytes(range(251)) * 4177  # about 1 MB; a length that divides no buffer
@@ -207,7 +207,7 @@ def test_fds_and_a_slow_reader(relay: RelayUnderTest, wait_until: WaitUntil) -> 
     _, client, backend = relay.link()
     client.setblocking(False)
     reader, writer = pipe_to_pass()
-    sent = 0
+    sent, least = 0, 50  # more than one socket takes: however slow the relay is, it has to pass some on
     while True:
         try:
             if sent % 3:
@@ -215,11 +215,11 @@ def test_fds_and_a_slow_reader(relay: RelayUnderTest, wait_until: WaitUntil) -> 
             else:
                 socket.send_fds(client, [b"%8d" % sent + b"." * 4000], [reader])
         except BlockingIOError:
-            if select.select([], [client], [], 0.2)[1]:
+            if select.select([], [client], [], SECONDS if sent <= least else 0.2)[1]:
                 continue
             break  # everything between the two is full
         sent += 1
-    assert 50 < sent < 1000
+    assert least < sent < 1000
     os.close(reader)
     for number in range(sent):
         data, fds, _, _ = socket.recv_fds(backend, 1, 10)

@@ -178,10 +178,12 @@ async def get(stream: trio.SocketStream, target: str = "/metrics") -> bytes:
 
 async def test_over_tcp(busy: Metrics) -> None:
     """A scrape of 127.0.0.1, as Prometheus makes it; other paths are not there."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    listener, bound = metrics.listen(TcpPlace("127.0.0.1", port))
+    with socket.socket() as held:
+        # Bound, and not listening: who sets SO_REUSEADDR, as metrics.listen does, can have the port, and nobody else.
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+        listener, bound = metrics.listen(TcpPlace("127.0.0.1", port))
     assert bound is None
     with listener:
         with pytest.raises(
