@@ -25,7 +25,7 @@ FILES: Final = REPO / "systemd" / "dbus"
 PERSON: Final = "person"
 UID: Final = 1500
 AS_PERSON: Final = ("setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups")
-SECONDS: Final = 15.0
+SECONDS: Final = 60.0
 PRIVATE: Final = "unix:path=/run/dbus-private/system_bus_socket"
 TARGET: Final = """
 [Unit]

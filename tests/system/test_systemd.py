@@ -69,7 +69,7 @@ ECHO_SERVICE = """
 ExecStart=/bin/cat
 StandardInput=socket
 """
-SECONDS = 15.0
+SECONDS = 60.0
 
 
 @pytest.fixture(scope="module")
