@@ -48,6 +48,7 @@ LINKS: Final[dict[str, type[Link]]] = {"stream": Link, "seqpacket": RecordLink}
 """What serves a connection of each protocol that is not read; InspectedLink serves those that are."""
 
 _JUST_DATA: Final = select.EPOLLIN
+_AGAIN_SECONDS: Final = 0.2  # for one round of those who ask for another turn; then control is heard first
 _EVENTS_PER_WAKE: Final = 64  # as many as malloc gives at once; more are there at the next wake
 _CHANNEL_READ: Final = select.EPOLLIN
 _CHANNEL_WRITE: Final = select.EPOLLIN | select.EPOLLOUT
@@ -119,11 +120,16 @@ class Loop:
                     return
 
     def _pump(self, sides: Iterable[AnySide]) -> None:
-        for side in sides:
+        end = monotonic() + _AGAIN_SECONDS
+        left = iter(sides)
+        for side in left:
             try:
                 side.pump()
             except Exception as error:
                 side.link.fail(error)
+            if monotonic() > end:
+                self._again = {**dict.fromkeys(left), **self._again}
+                return
 
     def _retry(self, sides: Iterable[AnySide]) -> None:
         for side in sides:

@@ -39,6 +39,9 @@ class _Allow:
     def judge_body(self, request: Request, body: bytes) -> RequestVerdict:
         return RequestVerdict(body == b"good" and self.judge(request).allowed, None, "")
 
+    def meant(self, request: Request) -> Request:
+        return request
+
     def allows_h2c(self, request: Request) -> bool:
         return False
 

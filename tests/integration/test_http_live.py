@@ -30,6 +30,15 @@ name = "small"
 users = ["*"]
 http = ["GET /small"]
 """
+KEPT = """
+[[proxy.http.allow]]
+users = ["*"]
+http = ["GET /small", "GET /stream"]
+"""
+ANYTHING = """
+[[proxy.http.allow]]
+users = ["*"]
+"""
 NOT_THIS_ONE = """
 [[proxy.http.allow]]
 users = [4499]
@@ -41,14 +50,21 @@ def reload(bed: Bed) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def revoked(bed: Bed) -> list[Event]:
+    return [event for event in bed.daemon.events("connection_closed") if event["outcome"] == "revoked"]
+
+
 def in_parts(go: threading.Semaphore) -> Answer:
-    """/stream: one chunk at once, one when it may go, and the end when it may. All else: plainly."""
+    """/stream: one chunk at once, one when it may go, and the end when it may. /secret: one, and no end. All else:
+    plainly."""
 
     def answer(wire: Wire, seen: Seen) -> None:
-        if seen.target != "/stream":
+        if seen.target not in ("/stream", "/secret"):
             plainly(wire, seen)
             return
         wire.sock.sendall(CHUNKED + b"3\r\none\r\n")
+        if seen.target == "/secret":
+            return
         for text in (b"3\r\ntwo\r\n", b"0\r\n\r\n"):
             assert go.acquire(timeout=PATIENCE)
             wire.sock.sendall(text)
@@ -67,30 +83,39 @@ def asked(sock: socket.socket, line: str) -> int:
 
 
 def changes_under_a_stream(bed: Bed, change: Callable[[socket.socket], None]) -> None:
-    """A stream that was allowed goes on to its end; after it the new rules are asked, on that connection too."""
+    """A stream that the new rules allow as well goes on to its end, one that they do not is cut; after it they are
+    asked on that connection, too."""
     go = threading.Semaphore(0)
-    with bed.answering(in_parts(go)) as stream, connect(bed.public, SECONDS) as kept:
+    with (
+        bed.answering(in_parts(go)) as stream,
+        connect(bed.public, SECONDS) as kept,
+        connect(bed.public, SECONDS) as cut,
+    ):
         assert asked(kept, "GET /late") == 200
         ask(stream, "GET /stream")
         until(stream, b"one\r\n")
+        ask(cut, "GET /secret")
+        until(cut, b"one\r\n")
         change(kept)
+        assert rest(cut) == b""
+        assert bed.daemon.wait_for("connection_closed")["outcome"] == "revoked"
         assert asked(kept, "GET /late") == 403
         go.release()
         assert until(stream, b"two\r\n").endswith(b"two\r\n")
         go.release()
         until(stream, b"0\r\n\r\n")
-        assert asked(stream, "GET /stream") == 403
+        assert asked(stream, "GET /secret") == 403
         assert asked(stream, "GET /small") == asked(kept, "GET /small") == 200
     lines = [line for line in bed.recorder.lines if line != "GET /brief"]
-    assert lines == ["GET /late", "GET /stream", "GET /small", "GET /small"]
+    assert lines == ["GET /late", "GET /stream", "GET /secret", "GET /small", "GET /small"]
 
 
 def test_a_reload_while_a_stream_goes_on() -> None:
-    """The stream is not cut and the next request is judged by the new rules; who may no longer connect is cut."""
-    with guarding() as bed:
+    """And who may no longer connect is cut, whatever goes on."""
+    with guarding(rules=ANYTHING) as bed:
 
         def fewer(_: socket.socket) -> None:
-            bed.configure(rules=SMALL)
+            bed.configure(rules=KEPT)
             reload(bed)
 
         changes_under_a_stream(bed, fewer)
@@ -103,7 +128,7 @@ def test_a_reload_while_a_stream_goes_on() -> None:
             bed.configure(rules=NOT_THIS_ONE)
             reload(bed)
             assert rest(stream) == b""
-            bed.daemon.wait_for("connection_closed", lambda event: event["outcome"] == "revoked")
+            wait_until(lambda: len(revoked(bed)) == 2, "its end is told")
             go.release(2)
         assert talk(bed.public, get(b"/small")) == b""
         bed.daemon.wait_for("connection_denied")
@@ -111,15 +136,14 @@ def test_a_reload_while_a_stream_goes_on() -> None:
 
 def test_the_end_of_a_rule_while_a_stream_goes_on() -> None:
     """As a reload: the rest is left to what other rules allow."""
-    with guarding() as bed:
+    with guarding(rules=ANYTHING) as bed:
 
         def end_soon(kept: socket.socket) -> None:
             end = f"{datetime.now(UTC) + timedelta(seconds=5):%Y-%m-%dT%H:%M:%SZ}"
-            rule = f'[[proxy.http.allow]]\nusers = ["*"]\nuntil = {end}\nhttp = ["GET /stream", "GET /brief"]\n'
-            bed.configure(rules=SMALL + rule)
+            rule = f'[[proxy.http.allow]]\nusers = ["*"]\nuntil = {end}\nhttp = ["GET /secret", "GET /brief"]\n'
+            bed.configure(rules=KEPT + rule)
             reload(bed)
-            for name in ("connection_closed", "reload_failed"):
-                assert not bed.daemon.events(name)
+            assert not bed.daemon.events("reload_failed")
             wait_until(lambda: asked(kept, "GET /brief") == 403, "the rule ends")
             assert datetime.now(UTC) >= datetime.fromisoformat(end)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -13,7 +12,7 @@ from sockguard.protocols.http.grammar import BadLine, find_end
 from sockguard.protocols.http.head import RequestHead
 from sockguard.protocols.http.known import Known, has_credentials, part_length
 from sockguard.protocols.http.limits import MAX_HEAD, MAX_INTERIM
-from sockguard.protocols.http.request import Request
+from sockguard.protocols.http.request import Request, with_upgrade
 from sockguard.protocols.http.response_head import TO_THE_END, ResponseHead, read_response
 from sockguard.protocols.http.responses import BadResponse, reply
 
@@ -29,7 +28,7 @@ def hijack_verdict(rules: HttpRules, request: Request, body: bytes | None, *, en
     """
     if request.method != "POST":
         return None
-    asked = request if request.upgrade else replace(request, upgrade=("tcp",))
+    asked = with_upgrade(request)
     if not rules.wants_body(asked):
         verdict = rules.judge(asked)
     elif body is None:
@@ -61,6 +60,7 @@ class Answers:
 
     due    a request is under way whose response is not complete
     begun  some of the final response to it has been sent to the client
+    asked  that request, with the upgrade that a tunnel without one stands for
 
     known  heads of responses: one service says much the same to everybody
     """
@@ -72,6 +72,7 @@ class Answers:
         self._client = client
         self._step: Callable[[memoryview], int] = self._unasked
         self._request: RequestHead | None = None
+        self.asked = Request("", ("/",))
         self._hijack: Callable[[], RequestVerdict | None] = lambda: None
         self._looked = 0
         self._interim = 0
@@ -81,7 +82,7 @@ class Answers:
     def expect(self, request: RequestHead, rules: HttpRules, body: bytes | None, *, enforce: bool) -> None:
         """A request goes to the service, by these rules. body: see hijack_verdict, which few responses ask."""
         self.due, self.begun = True, False
-        self._request = request
+        self._request, self.asked = request, request.request
         self._hijack = partial(hijack_verdict, rules, request.request, None, enforce=enforce)
         if body is not None:  # asked now, so that the body need not be kept
             verdict = hijack_verdict(rules, request.request, body, enforce=enforce)
@@ -195,8 +196,12 @@ class Answers:
             if not hijack.allowed:
                 self._effects.audit("would_deny", f"{request.text} upgrade=tcp", hijack)
             self._effects.send(CLIENT, wire)
+            self.asked = with_upgrade(self.asked)
             self._open_tunnel()
             return 0
+        if raw and self._client.uploading:  # what is still to come of the body would be its input
+            self._client.end("upgrade_refused", "a raw stream amid a request, without the permission to upgrade")
+            return len(rest)
         # Bytes behind a request for another protocol may be of that protocol: they are no request.
         ahead = bool(request.protocols) and (self._client.uploading or self._client.pending > 0)
         self._refused = raw or bool(request.protocols)

@@ -22,6 +22,7 @@ from sockguard.protocols.http.grammar import BadLine, find_end
 from sockguard.protocols.http.head import Fields, RequestHead, read_request
 from sockguard.protocols.http.known import Known
 from sockguard.protocols.http.responses import CONTINUE, Refused, reply
+from sockguard.protocols.http.texts import describe
 
 if TYPE_CHECKING:
     from sockguard.protocols.http.judge import HttpRules
@@ -37,7 +38,7 @@ class HttpInspector:
     """One connection."""
 
     OUTCOMES: ClassVar[frozenset[str]] = frozenset(
-        {"closed", "malformed", "backend_malformed", "timeout", "limit", "upgrade_refused"}
+        {"closed", "malformed", "backend_malformed", "timeout", "limit", "upgrade_refused", "revoked"}
     )
 
     def __init__(self, start: Start, /) -> None:
@@ -103,6 +104,18 @@ class HttpInspector:
         self._rules = cast("HttpRules", rules)
         self._enforce = enforce
         self._tell_allowed = tell_allowed
+        if self._tunnel or (self._answers.due and self._answers.begun):
+            self._judge_again()
+
+    def _judge_again(self) -> None:
+        """End a tunnel, or a response that has begun and may go on for ever, which these rules would not allow: by the
+        head of its request alone, since no body is kept.
+        """
+        asked = self._answers.asked
+        verdict = self._rules.judge(asked)
+        if not verdict.allowed and (self._enforce or verdict.uncertain) and not self._over:
+            self._effects.audit("denied", describe(asked), verdict)
+            self.end("revoked", verdict.reason)
 
     # What the side of the service asks for
 
@@ -129,7 +142,8 @@ class HttpInspector:
     def open_tunnel(self) -> None:
         """What the client sends behind its request goes to the service unread, its half-close too."""
         self._tunnel = True
-        if self._upload is not None:
+        self._judge_again()  # other rules may have come since the request
+        if self._over or self._upload is not None:
             return
         self._effects.timer(0)
         self._step = self._hold
@@ -188,6 +202,7 @@ class HttpInspector:
             self._looked = 0
             self._effects.timer(0)
         if known is None:
+            head = head._replace(request=rules.meant(head.request))
             if "h2c" in head.request.upgrade and not rules.allows_h2c(head.request):
                 head = head.without_h2c()
             if not rules.wants_body(head.request):

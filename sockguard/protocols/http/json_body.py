@@ -37,6 +37,8 @@ from sockguard.protocols.http.patterns import glob, is_glob
 
 MAX_DEPTH: Final = 64
 """Arrays and objects inside each other."""
+MAX_VALUES: Final = 16384
+"""Values in a body, about: one is read in a few milliseconds, and nobody is served meanwhile."""
 CONDITION_LIMIT: Final = 1024
 """Longest condition, characters."""
 
@@ -163,6 +165,8 @@ def parse(body: bytes | bytearray | memoryview) -> object:
     raw = bytes(body)
     if not raw:
         raise Unreadable("the body is empty")
+    if raw.count(b",") + raw.count(b"[") + raw.count(b"{") > MAX_VALUES:
+        raise Unreadable(f"the body has more than {MAX_VALUES} values")
     if _depth(raw) > MAX_DEPTH:
         raise Unreadable(f"the body is nested deeper than {MAX_DEPTH}")
     try:

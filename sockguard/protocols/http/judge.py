@@ -25,7 +25,7 @@ from sockguard.protocols.base import Json, RequestRule, RequestVerdict
 from sockguard.protocols.http import json_body
 from sockguard.protocols.http.known import Known
 from sockguard.protocols.http.patterns import Index, Name, Segment, is_glob, parse_path, value_matcher
-from sockguard.protocols.http.request import Request
+from sockguard.protocols.http.request import Request, with_upgrade
 
 DOCKER_VERSION: Final = "docker-version"
 """The one value of ``strip_prefix``."""
@@ -37,6 +37,7 @@ _VERSION: Final = re.compile(r"^/v[0-9]+\.[0-9]+(?:\.[0-9]+)?(?=/)")
 # moby: "/v{version:[0-9.]+}"; podman: "/v{version:[0-9][0-9A-Za-z.-]*}".
 _ANY_VERSION: Final = re.compile(r"^/v[0-9.][0-9A-Za-z.-]*(?=/)")
 _VERSION_BEGINS: Final = "/v"
+_ATTACH: Final = re.compile(r"(?:/libpod)?/containers/[^/]+/attach")
 
 Check: TypeAlias = tuple[slice, Callable[[str], bool]]
 
@@ -63,8 +64,11 @@ class Entry:
         """Say what the request's head does not meet, besides the path; None when it meets all."""
         if request.upgrade and not self.upgrade.issuperset(request.upgrade):
             return "not with this Upgrade"
-        if self.query is not None and not self.query.issuperset(key for key, _ in request.query):
-            return f"the query has other keys than {', '.join(sorted(self.query)) or 'none'}"
+        if self.query is not None:
+            if not self.query.issuperset(key for key, _ in request.query):
+                return f"the query has other keys than {', '.join(sorted(self.query)) or 'none'}"
+            if request.has_body and "form" in (request.content_type or "").lower():
+                return "its body is a form, whose keys services read before those of the query"
         if self.body is not None and request.has_body and not json_body.is_json(request.content_type):
             return "the body's Content-Type is not application/json"
         return None
@@ -139,6 +143,14 @@ class HttpRules:
             why = str(unreadable)
             return self._allowed(request, lambda entry: why)
         return self._allowed(request, lambda entry: entry.body.fault(value) if entry.body else None)
+
+    def meant(self, request: Request) -> Request:
+        """What a request comes to, where that is more than it asks for: to an engine the body of an attach is the
+        beginning of the container's standard input, with or without Upgrade.
+        """
+        if self._strip and request.has_body and any(_ATTACH.fullmatch(without_version(path)) for path in request.paths):
+            return with_upgrade(request)
+        return request
 
     def allows_h2c(self, request: Request) -> bool:
         """Tell whether a request that asks for h2c may have it. If not, that is taken off it and the rest is judged."""

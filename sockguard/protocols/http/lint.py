@@ -9,11 +9,20 @@ from typing import Any, Final, NamedTuple, cast
 
 from sockguard.protocols.base import Json
 from sockguard.protocols.http.judge import ANY_METHOD, DOCKER_VERSION, H2C, without_version
+from sockguard.protocols.http.patterns import Index, parse_path
 
 _CREATE: Final = "/containers/create"
 _DOCKER: Final = frozenset(("containers", "exec", "libpod"))
 """First segments of paths that only Docker's and Podman's APIs have."""
+_TWICE: Final = frozenset(("containers", "exec", "images", "networks", "volumes", "secrets"))
+"""First segments of Docker's paths that podman also has below /libpod."""
 _START: Final = re.compile(r"/containers/\{[^/]*\}/start")
+
+
+def _takes_in(path: str, literal: str) -> bool:
+    index: Index[None] = Index()
+    index.add(parse_path(path), None)
+    return bool(index.find(literal[1:].split("/")))
 
 
 class Warned(NamedTuple):
@@ -36,6 +45,10 @@ def warnings(
             f"('/v1.43{docker}'){' to escape it' if deny else ''}"
         )
         found.append(Warned(text, f'set strip_prefix = "{DOCKER_VERSION}" in the proxy\'s table http'))
+    paths = [entry["path"] for entry in entries]
+    if deny and strip and (once := [p for p in paths if p.split("/")[1] in _TWICE and f"/libpod{p}" not in paths]):
+        text = f"{once[0]} does not match /libpod{once[0]}, which to podman is much the same"
+        found.append(Warned(text, f"deny /libpod{once[0]} as well, unless the service is dockerd"))
     creates = any(entry["path"] == _CREATE and "body" in entry for entry in entries)
     for entry in entries:
         found += [] if deny else _of_allowed(entry, strip, creates)
@@ -57,9 +70,10 @@ def _of_allowed(entry: Mapping[str, Any], strip: bool, creates: bool) -> Iterato
         )
     if not strip or {"POST", ANY_METHOD}.isdisjoint(entry["methods"]) or "body" in entry:
         return
-    if path in (_CREATE, f"/libpod{_CREATE}"):
+    if "params" not in entry and (taken := [one for one in (_CREATE, f"/libpod{_CREATE}") if _takes_in(path, one)]):
+        which = path if path == taken[0] else f"{path}, which takes in {taken[0]},"
         yield Warned(
-            f"{path} has no condition on its body: whoever may create any container is root on the host",
+            f"{which} has no condition on its body: whoever may create any container is root on the host",
             "give it body = { forbid = [...] } as docker:ci-runner has it (sockguard schema --presets)",
         )
     if creates and _START.fullmatch(path):

@@ -70,6 +70,10 @@ _HOST: Final = (
     "Sysctls",
     "Annotations",
     "Links",
+    # Files and sockets of the host: podman writes a log to its "path", dockerd to a syslog-address; podman removes a
+    # container's ContainerIDFile with it.
+    "LogConfig/Config",
+    "ContainerIDFile",
 )
 
 # Until version 24 dockerd takes the members of HostConfig beside it, too (runconfig, ContainerConfigWrapper). Podman

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,3 +27,8 @@ class Request:
     upgrade: tuple[str, ...] = ()
     has_body: bool = False
     content_type: str | None = None
+
+
+def with_upgrade(request: Request) -> Request:
+    """The request with the upgrade that a stream without one stands for, as Docker's attach does."""
+    return request if request.upgrade else replace(request, upgrade=("tcp",))

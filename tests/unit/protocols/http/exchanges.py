@@ -58,6 +58,9 @@ class Rules:
         allowed = self.bodies[request.paths[0]] in body and self.judge(request).allowed
         return RequestVerdict(allowed, "a" if allowed else "b", "allowed by a" if allowed else "not with this body")
 
+    def meant(self, request: Request) -> Request:
+        return request
+
     def allows_h2c(self, request: Request) -> bool:
         return "h2c" in self.upgrades
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sockguard.protocols.base import Bad
-from sockguard.protocols.http.json_body import MAX_DEPTH, Conditions, Unreadable, is_json, parse
+from sockguard.protocols.http.json_body import MAX_DEPTH, MAX_VALUES, Conditions, Unreadable, is_json, parse
 
 
 def denied(body: str | bytes, *conditions: str) -> bool:
@@ -189,6 +189,14 @@ def test_depth_has_a_bound(opening: str, closing: str) -> None:
         parse((opening * (MAX_DEPTH + 1) + "1" + closing * (MAX_DEPTH + 1)).encode())
     with pytest.raises(Unreadable):
         parse(opening.encode() * 100_000)
+
+
+def test_the_number_of_values_has_a_bound() -> None:
+    """Reading them takes time in which no other connection of the relay is served."""
+    parse(b"[" + b"0," * (MAX_VALUES - 1) + b"0]")
+    for body in (b"[" + b"0," * MAX_VALUES + b"0]", b"[" + b"[]," * MAX_VALUES + b"0]"):
+        with pytest.raises(Unreadable, match="more than"):
+            parse(body)
 
 
 def test_brackets_in_strings_and_side_by_side_are_no_depth() -> None:

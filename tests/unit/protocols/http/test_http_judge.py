@@ -160,6 +160,26 @@ def test_two_entries_do_not_add_up_to_one() -> None:
     assert not allowed(judge, "POST /a?x=1 upgrade=tcp")
 
 
+@pytest.mark.parametrize(
+    ("content_type", "expected"),
+    [
+        ("application/x-www-form-urlencoded", False),
+        ("Application/X-WWW-Form-Urlencoded; charset=x", False),
+        ("multipart/form-data; boundary=x", False),
+        ("application/json", True),
+        (None, True),
+    ],
+)
+def test_query_cannot_be_escaped_by_a_form(content_type: str | None, expected: bool) -> None:
+    """Go's ParseForm, which dockerd asks, takes a form's keys before those of the query."""
+    judge = compiled(allow({"methods": ["POST"], "path": "/images/create", "query": ["fromImage"]}))
+    request = dataclasses.replace(ask("POST /images/create?fromImage=a"), content_type=content_type)
+    assert judge.judge(request).allowed is expected
+    assert judge.judge(dataclasses.replace(request, has_body=False)).allowed
+    anything = compiled(allow("POST /images/create"))
+    assert anything.judge(request).allowed
+
+
 def test_a_deny_matches_upgraded_requests_and_any_query() -> None:
     judge = compiled(allow(), deny("POST /start"))
     for text in ("POST /start", "POST /start upgrade=tcp", "POST /start?a=b", "POST /start upgrade=h2c"):

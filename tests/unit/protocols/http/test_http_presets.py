@@ -167,6 +167,9 @@ DANGEROUS: list[tuple[str, object]] = [
     ("CgroupParent", "/"),
     ("Runtime", "runc2"),
     ("Sysctls", {"kernel.msgmax": "1"}),
+    ("LogConfig", {"Type": "k8s-file", "Config": {"path": "/etc/profile.d/x.sh"}}),  # podman writes there, as root
+    ("LogConfig", {"Type": "syslog", "Config": {"syslog-address": "unix:///run/x"}}),  # dockerd connects, as root
+    ("ContainerIDFile", "/etc/passwd"),
 ]
 
 

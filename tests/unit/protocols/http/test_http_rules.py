@@ -169,7 +169,7 @@ def test_what_is_odd_is_said() -> None:
     assert warned("GET /v1.43/containers/json", "GET /_ping", options={}) == []
     assert len(warned("POST /containers/create", "GET /exec/{id}/json", options={})) == 1
     assert "in front" in warned("GET /libpod/info", options={})[0]
-    for entry in (create, "* /v1.43/info"):
+    for entry in ("* /swarm", "* /v1.43/info"):
         assert warnings(read_what("http", [entry], deny=True), DOCKER, deny=True) == []
     (escaped,) = warnings(read_what("http", [create], deny=True), deny=True)
     assert "escape" in escaped.text
@@ -200,3 +200,22 @@ def test_the_schema_names_every_key() -> None:
     }  # fmt: skip
     assert "docker:ping" in what["presets"]["items"]["enum"]
     assert cast("dict[str, Any]", rules.schema["options"])["properties"].keys() == {"strip_prefix"}
+
+
+@pytest.mark.parametrize("path", ["/containers/{id}", "/containers/{id...}", "/{any...}", "/libpod/containers/{id...}"])
+def test_a_path_that_takes_in_the_making_of_containers_is_said(path: str) -> None:
+    """It makes the conditions of another entry on their bodies void."""
+    (found,) = warnings(read_what("http", [f"POST {path}"], deny=False), DOCKER)
+    assert f"{path}, which takes in " in found.text
+    assert "root on the host" in found.text
+    assert warnings(read_what("http", [f"GET {path}"], deny=False), DOCKER) == []
+
+
+def test_a_deny_that_leaves_the_same_of_podman_open_is_said() -> None:
+    def warned(*entries: object) -> list[str]:
+        return [one.text for one in warnings(read_what("http", [*entries], deny=True), DOCKER, deny=True)]
+
+    (found,) = warned("POST /containers/{id}/exec")
+    assert "/libpod/containers/{id}/exec" in found
+    assert warned("POST /containers/{id}/exec", "* /libpod/containers/{id}/exec") == []
+    assert warned("GET /events") == []

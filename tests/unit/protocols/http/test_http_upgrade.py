@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 
 from sockguard.protocols.base import BACKEND, CLIENT
 from sockguard.protocols.http.request import Request
 from tests.unit.protocols.http import oracle
 from tests.unit.protocols.http.exchanges import OK, Rules, get, in_all_ways, play, status
+from tests.unit.protocols.http.ruling import DOCKER, allow, compiled
 from tests.unit.protocols.playbook import Play
 
 SWITCH = b"HTTP/1.1 101 UPGRADED\r\nContent-Type: x\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n"
@@ -17,6 +20,11 @@ RAW = b"HTTP/1.1 200 OK\r\nContent-Type: application/vnd.docker.raw-stream\r\n\r
 def ask(*fields: str, to: str = "tcp", path: str = "/a", method: str = "POST") -> bytes:
     """A request for an upgrade."""
     return get(path, f"Upgrade: {to}", "Connection: Upgrade", *fields, method=method)
+
+
+def ruled(*http: object) -> Play:
+    """Begin a connection with real rules, as an engine's guard has them."""
+    return play(cast("Rules", compiled(allow(*http), options=DOCKER)), options=DOCKER)
 
 
 def test_an_allowed_upgrade_becomes_a_tunnel_at_101() -> None:
@@ -312,6 +320,37 @@ def test_a_raw_stream_is_no_tunnel_if_that_would_rest_on_a_body_that_was_not_jud
     one = play(BodyForTunnels("/a", upgrades=["tcp"], bodies={"/a": b""}))
     one.client(get("/a", "Content-Length: 2", method="POST") + b"{}")
     no_tunnel(one, RAW)
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1.43/containers/x/attach", "/containers/x/attach", "/v4.6.1/libpod/containers/x/attach"]
+)
+@pytest.mark.parametrize("length", ["Content-Length: 1000", "Transfer-Encoding: chunked"])
+def test_the_body_of_an_attach_is_input_and_asks_for_the_upgrade(path: str, length: str) -> None:
+    """An engine makes it the container's, whether or not it was asked for an upgrade."""
+    entry = {"methods": ["POST"], "path": "/containers/{id}/attach"}
+    entries = [entry, {**entry, "path": "/libpod/containers/{id}/attach"}]
+    request = get(f"{path}?stdin=1", length, method="POST")
+    for more in ({}, {"upgrade": ["tcp"]}):
+        one = ruled(*({**each, **more} for each in entries))
+        one.client(request)
+        assert bool(one.to_backend) is bool(more)
+        assert (status(one.to_client) == 403) is not bool(more)
+    one = ruled(*entries)
+    one.client(get(f"{path}?stdout=1", method="POST"))
+    assert one.to_backend, "without a body it only listens"
+
+
+def test_a_raw_stream_amid_a_body_ends_where_the_upgrade_is_not_allowed() -> None:
+    """The rest of the body would be its input."""
+    one = ruled("POST /exec/{id}/start")
+    one.client(get("/exec/x/start", "Content-Length: 1000", method="POST") + b"{}")
+    one.backend(RAW + b"out")
+    assert one.outcome == "upgrade_refused"
+    before = one.to_backend
+    one.client(b"id\n")
+    assert one.to_backend == before
+    assert b"out" not in one.to_client
 
 
 def test_a_bad_upgrade_is_refused() -> None:
