@@ -104,8 +104,12 @@ class Effects(Protocol):
     def audit(self, kind: Kind, request: str, verdict: RequestVerdict) -> None:
         """Tell of a judged request. ``request`` is for people and may hold a peer's own text."""
 
-    def timer(self, seconds: float) -> None:
-        """Call ``timed_out`` after so long, once; instead of any earlier timer. 0: no more."""
+    def timer(self, seconds: float, of: Source | None = None) -> None:
+        """Call ``timed_out`` after so long, once; instead of any earlier timer. 0: no more.
+
+        of: the side that has so long to answer what was sent to it; while all of that has gone there, and that side is
+        left unread because the other one takes nothing, no time passes.
+        """
 
     def ask(self, question: Sequence[int | str]) -> None:
         """Ask control; nothing more is shown of either side until ``answered``."""

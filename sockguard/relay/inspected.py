@@ -17,7 +17,7 @@ from math import ceil
 from typing import TYPE_CHECKING, Final
 
 from sockguard.privsep.channel import close_all, received_fds
-from sockguard.privsep.messages import MAX_FDS
+from sockguard.privsep.messages import MAX_FDS, MAX_OVERDRAFT
 from sockguard.protocols.base import (
     BACKEND,
     CLIENT,
@@ -54,6 +54,10 @@ LINGER_SECONDS: Final = 5.0
 """For what was sent before the end to be taken, unless it is a plain one: what a peer sent before it went waits for
 its reader for as long as that is there, as it would in the kernel."""
 
+LEAST_CREDIT: Final = (0, -(MAX_OVERDRAFT // 2))
+"""Of CLIENT and BACKEND: with no more credit that side is not read. Answers need none, so the service is read without
+any; but what other peers of it say may be told too, and must not take what one reading of a client can need."""
+
 _PLAIN_ENDS: Final = frozenset({"closed", "client_reset", "backend_reset"})
 _READABLE: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 _END: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
@@ -67,6 +71,7 @@ class InspectedLink:
     """One connection, and the Effects of its inspector. ``number`` is control's name for it."""
 
     __slots__ = (
+        "_awaited",
         "_deadline",
         "_linger_until",
         "_outcome",
@@ -102,6 +107,7 @@ class InspectedLink:
         self.seen = loop.tick
         self.ending = False
         self._deadline = self._linger_until = 0
+        self._awaited: InspectedSide | None = None
         self._outcome = self._why = ""
         self.client = InspectedSide(self, client, CLIENT, uid if options.same_user else -1)
         self.backend = InspectedSide(self, backend, BACKEND, -1)
@@ -176,7 +182,8 @@ class InspectedLink:
         ):
             self.end("limit", "more requests than can be told of", clean=False)
 
-    def timer(self, seconds: float) -> None:
+    def timer(self, seconds: float, of: Source | None = None) -> None:
+        self._awaited = None if of is None else self.sides[of]
         self._deadline = self.loop.tick + ceil(seconds / TICK_SECONDS) + 1 if seconds else 0
         if seconds and not self.ending:
             self.loop.time(self)
@@ -213,6 +220,9 @@ class InspectedLink:
 
     def _on_tick(self) -> None:
         tick, idle_ticks = self.loop.tick, self.options.idle_ticks
+        awaited = self._awaited
+        if self._deadline and awaited is not None and awaited.other.out and not awaited.queued:
+            self._deadline += 1  # its answer is behind what the other does not read
         if self._linger_until:
             if tick >= self._linger_until:
                 self._close()
@@ -369,10 +379,15 @@ class InspectedSide(Outbox):
             return True
         if self.passing == FOREVER:
             return False
-        if link.loop.credit <= 0 and self.index == CLIENT:
-            link.loop.wait_for_credit(self)
-            return True
-        return self.queued > MAX_UNREAD_REPLIES
+        return self._wants_credit() or self.queued > MAX_UNREAD_REPLIES
+
+    def _wants_credit(self) -> bool:
+        """Is there too little to show what has come here? Then it goes on when there is some again."""
+        loop = self.link.loop
+        if loop.credit > LEAST_CREDIT[self.index]:
+            return False
+        loop.wait_for_credit(self)
+        return True
 
     def _take_control(self, length: int, control: list[tuple[int, int, bytes]], flags: int) -> bool:
         """What came with the bytes. False when it has ended the connection."""
@@ -445,10 +460,7 @@ class InspectedSide(Outbox):
             if self.passing:
                 count = end - start if self.passing == FOREVER else min(self.passing, end - start)
                 self._pass(data[start : start + count], followed=start + count < end)
-            elif self.paused:
-                break
-            elif link.loop.credit <= 0 and self.index == CLIENT:
-                link.loop.wait_for_credit(self)
+            elif self.paused or self._wants_credit():
                 break
             else:
                 count = self._show(data[start:])

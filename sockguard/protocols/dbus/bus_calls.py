@@ -183,16 +183,20 @@ class BusCalls:
     def _pass(self, fields: Fields, serial: int, asks: Service | None, added: MatchRule | None = None) -> int:
         new_serial = next(self._traffic.serials_to_bus)
         if fields.wants_reply:
-            if self._order.full:
+            if self._order.full or len(self.asked) >= MAX_ASKED:
                 raise TooMuch(f"more than {MAX_ASKED} calls to the bus wait for their answer")
             self.asked[new_serial] = Asked(serial, asks, fields.member or "", added)
-            self._order.forwarded(new_serial)
+            if asks is not Service.START:  # the bus answers others while the service starts
+                self._order.forwarded(new_serial)
         return new_serial
 
     # ── what the bus says ──
 
     def answered(self, fields: Fields, reply_to: int, content: bytes, data: memoryview, at: int) -> int:
-        """The bus has answered one of ``asked``. Give the serial with which that passes on, 0 when it does not."""
+        """The bus has answered one of ``asked``. Give the serial with which that passes on, 0 when it does not.
+
+        Raises Malformed, Revoked.
+        """
         traffic, gate = self._traffic, self._gate
         asked = self.asked.pop(reply_to)
         new_serial = next(traffic.serials_to_client)
@@ -212,7 +216,7 @@ class BusCalls:
         elif asked.member == "GetNameOwner" and fields.signature == "s":
             gate.owners.meet(read_texts(fields, content, "s")[0])
         elif asked.member == "BecomeMonitor":
-            traffic.monitors = True
+            traffic.monitor()  # other rules may have come since it asked
             gate.forget()  # whatever it says from now on is looked at anew, and ends it
         traffic.then += self._order.answered(reply_to)
         return new_serial
@@ -225,6 +229,8 @@ class BusCalls:
         if fields.member == "NameOwnerChanged":
             name, old, new = read_texts(fields, content, "sss")
             seen = gate.owner_changed(name, old, new)
+            if not old and gate.follows(name):
+                self._traffic.started(name, new)
             return seen and (not self._following.matches or gate.subscribed(fields.path, name, old, new))
         if fields.member in ("NameAcquired", "NameLost"):
             (name,) = read_texts(fields, content, "s")

@@ -1,7 +1,8 @@
 """Our own questions to the bus: who owns what the rules ask about. And with the answers, the change to other rules.
 
 While answers are due the client's messages wait: no verdict is given on half a picture. Until the picture is whole
-the rules from before hold for what comes to the client; at first that is no rule at all.
+the rules from before hold for what comes to the client, at first no rule at all; and unless those allow everything,
+the new ones with as much as is known.
 
 Our match rules are on the client's own connection, and the bus counts equal ones together: were the client's
 RemoveMatch of an equal rule to reach it, it would be ours that goes. So those never do (``matches``).
@@ -52,7 +53,7 @@ class Following:
         if not self.waiting:
             self.waiting = True
             self._effects.pause(CLIENT)
-            self._effects.timer(ANSWER_SECONDS)
+            self._effects.timer(ANSWER_SECONDS, BACKEND)
 
     def resume(self) -> None:
         """Go on with the client's messages."""
@@ -64,7 +65,7 @@ class Following:
     def adopt(self, rules: DbusRules, *, enforce: bool) -> None:
         """Go by these rules as soon as is known what they ask about."""
         self._next = rules, enforce
-        self._gate.follow(rules)
+        self._gate.follow(rules, enforce=enforce)
         followed = names_asked_by(rules)
         self._hear_of(match_rules(followed))
         if len(followed) > MAX_ASKED_SINGLY or any(name == ANY or name.endswith(BELOW) for name in followed):

@@ -27,12 +27,16 @@ MAX_NAMES: Final = 1024
 MAX_SUBSCRIPTIONS: Final = 1024
 """Match rules of one client by which it hears of owners."""
 
-_ITSELF: Final = RequestVerdict(True, None, "it is to the client itself")
+_ITSELF: Final = RequestVerdict(True, None, "it is to the client itself, or from it")
 _OWNER: Final = "it owns a name that it was allowed to own"
 
 
 class TooMuch(Exception):  # an outcome of the connection, no fault
     """A bound of this connection is reached, and it cannot go on. The text is ours and short."""
+
+
+class Revoked(Exception):  # an outcome of the connection, no fault
+    """What the client was given can be given to it no longer. The text is a verdict's reason."""
 
 
 class Gate:
@@ -51,6 +55,7 @@ class Gate:
         self.requested: dict[str, None] = {}
         self.subscriptions: dict[MatchRule, int] = {}
         self._followed: tuple[str, ...] = ()
+        self._coming: DbusRules | None = None
         self.renew(DbusRules(()), enforce=enforce)
 
     def renew(self, rules: DbusRules, *, enforce: bool) -> None:
@@ -58,13 +63,16 @@ class Gate:
         self.rules = rules
         self.enforce = enforce
         self.sees_all = rules.everything or not enforce
+        self._coming = None
         self._followed = names_asked_by(rules)
         self.owners.keep(name for name in self.owners if self.follows(name))
         self.forget()
 
-    def follow(self, rules: DbusRules) -> None:
+    def follow(self, rules: DbusRules, *, enforce: bool) -> None:
         """Take in who owns the names that these rules ask about too: they are about to hold."""
         self._followed = tuple({*self._followed, *names_asked_by(rules)})
+        self._coming = rules if enforce and self.enforce else None
+        self.forget()
 
     def follows(self, name: str) -> bool:
         """Does it matter who owns this name?"""
@@ -80,16 +88,16 @@ class Gate:
     def call(self, fields: Fields) -> RequestVerdict:
         """A call, or a signal, of the client's.
 
-        Who owns a name may also send the signals of its service: to all, and to those who have come to it. Anybody
-        may talk to themselves.
+        Who owns a name may also send the signals of its service: to all, and to those who have called it. Anybody may
+        talk to themselves.
         """
         verdict = self.rules.judge(self.request(fields))
         to = fields.destination
         if not verdict.allowed and verdict.rule is None:
             if to is not None and (to == self.unique or to in self.owned):
                 verdict = _ITSELF
-            elif fields.kind == SIGNAL and self.owned and (to is None or self.owners.met(to)):
-                return RequestVerdict(True, None, _OWNER)  # not remembered: whom it has met changes all the time
+            elif fields.kind == SIGNAL and self.owned and (to is None or self.owners.called(to)):
+                return RequestVerdict(True, None, _OWNER)  # not remembered: who has called it changes all the time
         if to == BUS:  # there is more to judge: ``calls`` are those that a verdict is all about
             return verdict
         return _remember(self.calls, fields, verdict)
@@ -113,11 +121,24 @@ class Gate:
     # ── what comes to the client ──
 
     def arrival(self, fields: Fields) -> RequestVerdict:
-        """A signal or a call from another peer. Who offers a service may be called: that is what owning is for."""
-        verdict = self.rules.judge(self.receive(fields))
-        if fields.kind != SIGNAL and not verdict.allowed and verdict.rule is None and self.owned:
-            verdict = RequestVerdict(True, None, _OWNER)
+        """A signal or a call from another peer, or of the client's own that the bus has brought back.
+
+        Who offers a service may be called: that is what owning is for. While other rules are about to hold they must
+        allow it too, for a client that stops amid a message can put off the answers that we wait for.
+        """
+        verdict = self._arrival_by(self.rules, fields)
+        if verdict.allowed and self._coming is not None:
+            verdict = self._arrival_by(self._coming, fields)
         return _remember(self.arrivals, fields, verdict)
+
+    def _arrival_by(self, rules: DbusRules, fields: Fields) -> RequestVerdict:
+        verdict = rules.judge(self.receive(fields))
+        if not verdict.allowed and verdict.rule is None:
+            if fields.sender == self.unique:
+                return _ITSELF
+            if fields.kind != SIGNAL and self.owned:
+                return RequestVerdict(True, None, _OWNER)
+        return verdict
 
     def receive(self, fields: Fields) -> Receive:
         """What comes to the client, in the form that is judged."""
@@ -198,10 +219,13 @@ class Gate:
 
     def to_release(self) -> list[str]:
         """The names that the client has, or waits for, and may have no longer."""
-        if not self.enforce:
-            return []
         held = dict.fromkeys(sorted(self.owned - self.requested.keys())) | self.requested
-        return [name for name in held if not self.own(name).allowed]
+        return [name for name in held if denies(self.own(name), enforce=self.enforce)]
+
+
+def denies(verdict: RequestVerdict, *, enforce: bool) -> bool:
+    """Is that denied in effect? A permissive proxy lets through what it is certain of."""
+    return not verdict.allowed and (enforce or verdict.uncertain)
 
 
 def of_dbus(rules: RequestRules) -> DbusRules:

@@ -11,7 +11,7 @@ from typing import ClassVar, Final
 from sockguard.protocols.base import BACKEND, CLIENT, FOREVER, RequestRules, RequestVerdict, Source, Start
 from sockguard.protocols.dbus import sasl
 from sockguard.protocols.dbus.following import ANSWER_SECONDS
-from sockguard.protocols.dbus.gate import TooMuch
+from sockguard.protocols.dbus.gate import Revoked, TooMuch
 from sockguard.protocols.dbus.traffic import MAX_HELD, Traffic
 from sockguard.protocols.dbus.wire import FIXED, SERIAL_AT, Fields, Headers, Malformed, extent
 
@@ -30,7 +30,7 @@ class DbusInspector:
     def __init__(self, start: Start) -> None:
         self._effects = start.effects
         self._client_auth = sasl.ServerSide(start.uid, start.forward_fds)
-        self._bus_auth = sasl.ClientSide(start.backend_uid, start.forward_fds)
+        self._bus_auth = sasl.ClientSide(start.backend_uid)
         self._serving = False
         headers = start.shared.setdefault("headers", Headers())  # what one connection has read, others know again
         if not isinstance(headers, Headers):
@@ -111,11 +111,13 @@ class DbusInspector:
                 run = at
             if fds and at == end:
                 raise Malformed("descriptors came that belong to no message")
-        except (Malformed, TooMuch) as error:
+        except (Malformed, TooMuch, Revoked) as error:
             if run < at:
                 effects.send(to, data[run:at])  # what came before is good
             if isinstance(error, TooMuch):
                 effects.end("limit", str(error))
+            elif isinstance(error, Revoked):
+                effects.end("revoked", str(error))
             else:
                 effects.end("malformed" if source == CLIENT else "backend_malformed", str(error))
             return end
@@ -160,6 +162,8 @@ class DbusInspector:
         used, reply, begun = self._client_auth.feed(data)
         if reply:
             self._effects.send(CLIENT, reply)
+        if self._client_auth.asks_fds and self._bus_auth.done:
+            self._effects.send(BACKEND, self._bus_auth.negotiate())
         if begun:
             self._effects.send(BACKEND, b"BEGIN\r\n")
             self._effects.timer(0)

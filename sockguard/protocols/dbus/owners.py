@@ -38,7 +38,7 @@ class Owners:
     def __init__(self) -> None:
         self.owner: dict[str, str] = {}
         self._names: dict[str, frozenset[str]] = {}
-        self._seen: dict[str, None] = {}
+        self._seen: dict[str, bool] = {}  # whether it has called the client
         self.version = 0
 
     def changed(self, name: str, owner: str) -> bool:
@@ -83,15 +83,21 @@ class Owners:
     def __iter__(self) -> Iterator[str]:
         return iter(list(self.owner))
 
-    def meet(self, unique: str) -> None:
-        """The client has met this peer, and may ask about it until it has gone."""
+    def meet(self, unique: str, *, calls: bool = False) -> None:
+        """The client has met this peer, and may ask about it until it has gone. calls: by a call of that peer."""
         if unique not in self._seen:
             if len(self._seen) >= MAX_SEEN:
                 del self._seen[next(iter(self._seen))]
-            self._seen[unique] = None
+            self._seen[unique] = calls
+        elif calls:
+            self._seen[unique] = True
 
     def met(self, unique: str) -> bool:
         return unique in self._seen
+
+    def called(self, unique: str) -> bool:
+        """Has a call of this peer come to the client?"""
+        return self._seen.get(unique, False)
 
     def gone(self, unique: str) -> None:
         """This peer has left the bus."""

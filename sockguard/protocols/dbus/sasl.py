@@ -30,7 +30,8 @@ class Refused(ValueError):
 class ServerSide:
     """Faces the client. uid: of the client, by the kernel; forward_fds: whether passing fds may be agreed at all.
 
-    fds    whether it was agreed with the client to pass fds
+    asks_fds  the client asks for passing fds, and waits for the bus's answer to the same
+    fds       whether it was agreed with the client to pass fds
     """
 
     __slots__ = (
@@ -43,6 +44,7 @@ class ServerSide:
         "_rejected",
         "_taken",
         "_uid",
+        "asks_fds",
         "fds",
     )
 
@@ -50,24 +52,28 @@ class ServerSide:
         self._uid = str(uid).encode().hex().encode()
         self._forward_fds = forward_fds
         self._guid = ""
-        self.fds = self._may_agree = False
+        self._may_agree: bool | None = None if forward_fds else False
+        self.fds = self.asks_fds = False
         self._greeted = False
         self._asked = False  # EXTERNAL without an argument: the client owes us DATA
         self._authenticated = False
         self._rejected = 0
         self._taken = 0
 
-    def ready(self, guid: str, fds: bool) -> None:
-        """The bus has let us in: its GUID, and whether it agreed to pass fds. What was held can be fed again."""
+    def ready(self, guid: str, fds: bool | None) -> None:
+        """The bus has answered: its GUID, and whether it agreed to pass fds if it was asked. What was held can be fed
+        again.
+        """
         self._guid = guid
-        self._may_agree = fds and self._forward_fds
+        if self._forward_fds:
+            self._may_agree = fds
 
     def feed(self, data: bytes) -> tuple[int, bytes, bool]:
         """Take the lines at the start of all that has come and was not used.
 
         Return how many bytes are used, what to send to the client, and whether it has said BEGIN: what is not used
-        then belongs to messages. Before ``ready``, a line that needs it is not used, nor any behind it. Raises
-        Malformed, which ends the connection.
+        then belongs to messages. A line that needs the bus's answer is not used before ``ready`` has told it, nor any
+        behind it. Raises Malformed, which ends the connection.
         """
         reply = bytearray()
         at = 0
@@ -108,10 +114,13 @@ class ServerSide:
                 return b"ERROR\r\n"
             return self._reject()
         if self._authenticated:
-            if line == b"NEGOTIATE_UNIX_FD" and self._may_agree:
-                self.fds = True
-                return b"AGREE_UNIX_FD\r\n"
-            return b"ERROR\r\n"
+            if line != b"NEGOTIATE_UNIX_FD":
+                return b"ERROR\r\n"
+            self.asks_fds = self._may_agree is None
+            if self._may_agree is None:
+                return None
+            self.fds = self._may_agree
+            return b"AGREE_UNIX_FD\r\n" if self.fds else b"ERROR\r\n"
         if self._asked:
             # An empty answer is written with a space behind DATA by GLib, without one by systemd.
             return self._identify(rest) if command == b"DATA" else b"ERROR\r\n"
@@ -144,33 +153,36 @@ class ServerSide:
 
 
 class ClientSide:
-    """Faces the bus. uid: that the bus sees; forward_fds: whether to ask for passing fds.
+    """Faces the bus. uid: that the bus sees.
 
     done   the bus has let us in and has answered all: BEGIN may be sent
     guid   of the bus, 32 hexadecimal digits; "" before it has said so
-    fds    whether it agreed to pass fds
+    fds    whether it agreed to pass fds; None before it has said so
     """
 
-    __slots__ = ("_forward_fds", "_taken", "_uid", "done", "fds", "guid")
+    __slots__ = ("_taken", "_uid", "done", "fds", "guid")
 
-    def __init__(self, uid: int, forward_fds: bool = True) -> None:
+    def __init__(self, uid: int) -> None:
         self._uid = uid
-        self._forward_fds = forward_fds
         self._taken = 0
         self.done = False
         self.guid = ""
-        self.fds = False
+        self.fds: bool | None = None
 
     def greeting(self) -> bytes:
-        """What to send first; BEGIN has to wait until it is ``done``."""
+        """What to send first; all else has to wait until it is ``done``."""
         identity = str(self._uid).encode().hex()
-        negotiate = "NEGOTIATE_UNIX_FD\r\n" if self._forward_fds else ""
-        return f"\0AUTH EXTERNAL {identity}\r\n{negotiate}".encode()
+        return f"\0AUTH EXTERNAL {identity}\r\n".encode()
+
+    def negotiate(self) -> bytes:
+        """What to send once the client asks for passing fds. Not before: what the bus agreed on with us, it sends."""
+        self.done = False
+        return b"NEGOTIATE_UNIX_FD\r\n"
 
     def feed(self, data: bytes) -> int:
         """Take the lines at the start of all that has come and was not used; return how many bytes are used.
 
-        Raises Refused: for whatever is no answer to the greeting, and for anything that comes behind the answers.
+        Raises Refused: for whatever is no answer to what was sent, and for anything that comes behind the answers.
         """
         at = 0
         room = MAX_AUTH - self._taken
@@ -193,13 +205,13 @@ class ClientSide:
             if ok is None:
                 raise Refused(f"the bus answered AUTH with {_printable(line)}")
             self.guid = ok[1].decode()
-            self.done = not self._forward_fds
         elif line == b"AGREE_UNIX_FD":
-            self.fds = self.done = True
+            self.fds = True
         elif line == b"ERROR" or line.startswith(b"ERROR "):
-            self.done = True
+            self.fds = False
         else:
             raise Refused(f"the bus answered NEGOTIATE_UNIX_FD with {_printable(line)}")
+        self.done = True
 
 
 def _printable(line: bytes) -> str:

@@ -7,6 +7,7 @@ client (D-Bus specification, Message Format: a serial must be unique among a sen
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from itertools import chain
 from typing import Final
@@ -15,7 +16,7 @@ from sockguard.protocols.base import BACKEND, RequestRules, RequestVerdict, Star
 from sockguard.protocols.dbus import wire
 from sockguard.protocols.dbus.bus_calls import ACCESS_DENIED, LIMITS_EXCEEDED, BusCalls
 from sockguard.protocols.dbus.following import PATH, Following
-from sockguard.protocols.dbus.gate import Gate, TooMuch, of_dbus
+from sockguard.protocols.dbus.gate import Gate, Revoked, TooMuch, denies, of_dbus
 from sockguard.protocols.dbus.names import BUS
 from sockguard.protocols.dbus.requests import Call, describe
 from sockguard.protocols.dbus.wire import (
@@ -82,12 +83,20 @@ class Traffic:
         self._rules, self._enforce = of_dbus(rules), enforce
         self.tell_allowed = tell_allowed
         if self.monitors:
-            verdict = self._rules.judge(_MONITOR)
-            if enforce and not verdict.allowed:
-                self.effects.audit("denied", describe(_MONITOR), verdict)
-                self.effects.end("revoked", verdict.reason)
+            try:
+                self.monitor()
+            except Revoked as error:
+                self.effects.end("revoked", str(error))
         elif self.gate.unique:
             self.adopt_rules()
+
+    def monitor(self) -> None:
+        """The client sees all of the bus from here on, if the rules that came last allow it. Raises Revoked."""
+        verdict = self._rules.judge(_MONITOR)
+        if denies(verdict, enforce=self._enforce):
+            self.effects.audit("denied", describe(_MONITOR), verdict)
+            raise Revoked(verdict.reason)
+        self.monitors = True
 
     def adopt_rules(self) -> None:
         """The client has its name, or other rules are to hold."""
@@ -183,6 +192,14 @@ class Traffic:
         pack(data, at + fields.reply_serial_at, own)
         return next(self.serials_to_client)
 
+    def started(self, name: str, owner: str) -> None:
+        """A name that nobody had has an owner, who gets the calls that it was started for: it may answer those even
+        when it has given the name up again.
+        """
+        for serial, (own, called, before) in self._pending.items():
+            if called == before == name:
+                self._pending[serial] = own, called, owner
+
     def _for_client(self, fields: Fields) -> bool:
         """Is it to the client, or to all? Before Hello is answered there is nobody else that it could be to."""
         return fields.destination is None or not self.gate.unique or fields.destination in self.gate.owned
@@ -214,13 +231,20 @@ class Traffic:
                 if gate.enforce or verdict.uncertain:
                     return self._turn_away(fields, serial, verdict, ACCESS_DENIED)
                 self.tell_once(describe(gate.receive(fields)), verdict, denied=False)
-            gate.owners.meet(fields.sender or "")
+            gate.owners.meet(fields.sender or "", calls=fields.kind == METHOD_CALL)
         new_serial = next(self.serials_to_client)
         if fields.wants_reply:
             if len(self._arrived) >= MAX_PENDING:
-                del self._arrived[next(iter(self._arrived))]  # the oldest: it is the client who never answers
+                self._forget_arrived()
             self._arrived[new_serial] = serial, fields.sender or ""
         return new_serial
+
+    def _forget_arrived(self) -> None:
+        """Make room for calls: whose are the most loses the older half of them, that no peer pushes out another's."""
+        ((most, count),) = Counter(caller for _, caller in self._arrived.values()).most_common(1)
+        theirs = [serial for serial, (_, caller) in self._arrived.items() if caller == most]
+        for serial in theirs[: (count + 1) // 2]:
+            del self._arrived[serial]
 
     def _turn_away(self, fields: Fields, serial: int, verdict: RequestVerdict, name: str) -> int:
         """What another peer sent does not come to the client. Answer it if it was a call."""

@@ -52,7 +52,8 @@ class Play(Effects):
 
     to_client, to_backend  the bytes that have gone there
     audits, end_of_it      what was told; the outcome and its reason, once it has ended
-    questions, clock       what was asked; the seconds of the timer that runs, 0 for none
+    questions              what was asked
+    clock, awaited         the seconds of the timer that runs, 0 for none; the side whose time it is
     dropped                fds that were closed; each is a name of the test's own
     """
 
@@ -74,6 +75,7 @@ class Play(Effects):
         self.end_of_it: tuple[str, str] | None = None
         self.questions: list[Sequence[int | str]] = []
         self.clock = 0.0
+        self.awaited: Source | None = None
         self.dropped: list[str] = []
         self._sides = (_Side(), _Side())
         self._again: list[Source] = []
@@ -189,9 +191,9 @@ class Play(Effects):
         self._not_over()
         self.audits.append(Audit(kind, request, verdict.rule))
 
-    def timer(self, seconds: float) -> None:
+    def timer(self, seconds: float, of: Source | None = None) -> None:
         self._not_over()
-        self.clock = seconds
+        self.clock, self.awaited = seconds, of
 
     def ask(self, question: Sequence[int | str]) -> None:
         self._not_over()

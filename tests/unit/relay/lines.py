@@ -58,7 +58,7 @@ class LineRules:
 
 
 class LineInspector:
-    """Each line of the client is a command; each line of the service goes to the client as it is."""
+    """Each line of the client is a command; each line of the service goes to the client as it is, but for "tell"."""
 
     OUTCOMES: ClassVar[frozenset[str]] = frozenset()
     max_buffer = 64
@@ -93,6 +93,9 @@ class LineInspector:
         used = len(line) + 1
         word, _, rest = line.decode().partition(" ")
         if source == BACKEND:
+            if word == "tell":  # of what another peer of the service says
+                self.effects.audit("denied", rest, Verdict(False, None, "denied by the test"))
+                return used
             self.held = False
             self.effects.send(CLIENT, data[:used], fds)
             if word == "body":
@@ -148,6 +151,8 @@ class LineInspector:
                 effects.pause(CLIENT)
             case "timer":
                 effects.timer(float(rest))
+            case "await":
+                effects.timer(float(rest), BACKEND)
             case "shut":
                 effects.half_close(BACKEND)
             case "rules":

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from sockguard.privsep import channel
-from sockguard.privsep.messages import Assign, Close, Credits, RuleSets
+from sockguard.privsep.messages import MAX_OVERDRAFT, Assign, Close, Credits, RuleSets
 from sockguard.relay import inspected, loop
 from tests.unit.relay.lines import SECONDS, Control, configured, read, running, send_fd
 
@@ -173,6 +173,35 @@ def test_a_timer_fires_once(control: Control) -> None:
     assert control.outcome() == ("timeout", "")
 
 
+def test_no_time_passes_while_an_answer_is_behind_what_the_client_does_not_read(control: Control) -> None:
+    client, backend = control.link(buffer=4608)
+    backend.setblocking(False)
+    sent = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            sent += backend.send(b"say\n" * 1000)
+    client.sendall(b"await 0.1\n")
+    control.go_on()
+    other, _ = control.link()
+    other.sendall(b"timer 0.6\n")
+    assert control.outcome(2) == ("timeout", "")
+    got = b""
+    while not got.endswith(b"time\n"):
+        got += client.recv(65536)
+    assert len(got) == sent + len(b"time\n")
+    assert control.outcome(1) == ("timeout", "")
+
+
+def test_time_passes_while_the_service_does_not_have_all_that_it_is_to_answer(
+    control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits behind half a body of the client's: it could stop there for ever."""
+    monkeypatch.setattr(inspected, "LINGER_SECONDS", 0.5)
+    client, _backend = control.link(buffer=4608)
+    client.sendall(b"await 0.1\nflood 60000\nbody 10\nabc")
+    assert control.outcome() == ("timeout", "")
+
+
 def test_a_half_close_waits_for_what_was_sent(control: Control) -> None:
     client, backend = control.link()
     client.sendall(b"pass 1\nshut\n")
@@ -235,6 +264,22 @@ def test_without_credit_no_request_is_read(monkeypatch: pytest.MonkeyPatch) -> N
         control.send(Credits(1))  # the end, too, is read in its turn
         control.outcome()
         assert [row[4] for row in control.requests] == ["1", "2", "3"]
+
+
+def test_what_other_peers_say_does_not_use_up_what_may_be_overdrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service is read without credit, but not so far that the requests of a client could not be told of."""
+    with running(monkeypatch) as control:
+        control.configure(1, sets=[[0, []]])
+        client, backend = control.link()
+        backend.sendall(b"tell x\n" * 5000)
+        control.hear(lambda _: len(control.requests) >= MAX_OVERDRAFT // 2)
+        control.go_on()
+        assert len(control.requests) == MAX_OVERDRAFT // 2
+        control.send(Credits(6000))
+        control.hear(lambda _: len(control.requests) >= 5000)
+        client.sendall(b"deny 1\n")
+        assert read(client, 9) == b"denied 1\n"
+        assert not control.closed
 
 
 def test_long_texts_are_cut(control: Control) -> None:

@@ -202,9 +202,11 @@ class Scene:
         owners: Mapping[str, str] | None = None,
     ) -> None:
         self.play = Play(DbusInspector, given, piece=piece, enforce=enforce, tell_allowed=tell_allowed, forward_fds=fds)
-        self.play.backend(b"OK " + b"a" * 32 + b"\r\n" + (b"AGREE_UNIX_FD\r\n" if fds else b""))
+        self.play.backend(b"OK " + b"a" * 32 + b"\r\n")
         negotiate = b"NEGOTIATE_UNIX_FD\r\n" if (fds if client_fds is None else client_fds) else b""
         self.play.client(b"\0AUTH EXTERNAL 31303030\r\n" + negotiate + b"BEGIN\r\n")
+        if self.play.to_backend.endswith(b"NEGOTIATE_UNIX_FD\r\n"):
+            self.play.backend(b"AGREE_UNIX_FD\r\n")
         known = {APP: APP_OWNER, SECRET: SECRET_OWNER} if owners is None else owners
         self.bus = Bus(self.play, known)
         self.serial = 0

@@ -9,13 +9,17 @@ import pytest
 from sockguard.protocols.dbus import gate, wire
 from sockguard.protocols.dbus.gate import Gate, TooMuch, of_dbus
 from sockguard.protocols.dbus.wire import Fields
-from tests.unit.protocols.dbus.scripted import APP, APP_OWNER, SECRET, STRANGER, rules
+from tests.unit.protocols.dbus.scripted import APP, APP_OWNER, SECRET, STRANGER, arriving, rules
 
 
 def fields_of(destination: str | None, path: str = "/", kind: int = wire.METHOD_CALL) -> Fields:
     if kind == wire.SIGNAL:
         return wire.read_message(wire.signal(1, path, APP, "Do", "", b"", None, destination)).fields
     return wire.read_message(wire.method_call(1, path, APP, "Do", destination, "", b"")).fields
+
+
+def arrival_from(sender: str, kind: int) -> Fields:
+    return wire.read_message(arriving(kind, ":1.7", sender)).fields
 
 
 def opened(*entries: dict[str, object]) -> Gate:
@@ -109,14 +113,17 @@ def test_rules_of_another_protocol() -> None:
         of_dbus(object())  # type: ignore[arg-type]
 
 
-def test_signals_of_a_service_to_who_has_come_to_it() -> None:
-    """Who owns a name may send signals to all and to whom it has met, and nothing else to anybody."""
+def test_signals_of_a_service_to_who_has_called_it() -> None:
+    """Who owns a name may send signals to all and to its callers, and nothing else to anybody."""
     made = opened({"own": "org.example.Mine"})
     to_all, to_one = fields_of(None, kind=wire.SIGNAL), fields_of(STRANGER, kind=wire.SIGNAL)
     assert not made.call(to_all).allowed
     made.acquired("org.example.Mine")
     assert made.call(to_all).allowed
     assert not made.call(to_one).allowed
+    made.owners.meet(STRANGER)
+    assert not made.call(to_one).allowed
+    made.owners.meet(STRANGER, calls=True)
     made.owners.meet(STRANGER)
     assert made.call(to_one).allowed
     assert not made.call(fields_of(STRANGER)).allowed
@@ -131,3 +138,14 @@ def test_anybody_may_talk_to_themselves() -> None:
     assert not made.call(fields_of("org.example.Mine")).allowed
     made.acquired("org.example.Mine")
     assert made.call(fields_of("org.example.Mine")).allowed
+
+
+@pytest.mark.parametrize("kind", [wire.METHOD_CALL, wire.SIGNAL])
+def test_what_they_say_to_themselves_comes_to_them(kind: int) -> None:
+    """Unless a rule denies it."""
+    made = opened({"own": "org.example.Mine"})
+    made.unique = ":1.7"
+    assert made.arrival(arrival_from(":1.7", kind)).allowed
+    assert not made.arrival(arrival_from(STRANGER, kind)).allowed
+    made.renew(rules([{"own": APP}], [{"receive": "*"}]), enforce=True)
+    assert not made.arrival(arrival_from(":1.7", kind)).allowed

@@ -171,6 +171,20 @@ def test_call_to_a_name_that_is_started_for_it(piece: int) -> None:
     assert [got.reply_to for got in scene.got()] == [2]
 
 
+def test_a_service_that_was_started_may_answer_when_it_has_given_up_its_name(piece: int) -> None:
+    """As one that ends when it is idle does; who owned the name neither then nor now may not."""
+    scene = Scene(rules(TO_APP), piece=piece, owners={})
+    serial = scene.call()
+    call = scene.last("Do")
+    scene.bus.owner_changes(APP, ":1.55")
+    scene.bus.owner_changes(APP, "")
+    scene.got()
+    scene.bus.reply(call, sender=STRANGER)
+    assert scene.got() == []
+    scene.bus.reply(call, sender=":1.55")
+    assert [got.reply_to for got in scene.got()] == [serial]
+
+
 # ── numbers ──
 
 

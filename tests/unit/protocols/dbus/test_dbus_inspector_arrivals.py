@@ -121,6 +121,21 @@ def test_a_bound_on_arrived_calls(piece: int, monkeypatch: pytest.MonkeyPatch) -
     assert [got.reply_to for got in scene.bus.seen] == [72, 73]
 
 
+def test_a_peer_pushes_out_no_other_ones_call(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many calls it makes that are not answered."""
+    monkeypatch.setattr(traffic, "MAX_PENDING", 6)
+    scene = Scene(rules(FROM_APP), piece=piece, owners={APP: APP_OWNER})
+    scene.play.backend(arriving(METHOD_CALL, ME, APP_OWNER, serial=70))
+    (first,) = scene.got()
+    scene.bus.owner_changes(APP, STRANGER)
+    for serial in range(71, 91):
+        scene.play.backend(arriving(METHOD_CALL, ME, STRANGER, serial=serial))
+    last = scene.got()[-1]
+    for call in (first, last):
+        scene.answer(call)
+    assert [(got.reply_to, got.fields.destination) for got in scene.bus.seen] == [(70, APP_OWNER), (90, STRANGER)]
+
+
 def test_serials_wrap_around(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """None under which a call waits for the client's answer."""
     monkeypatch.setattr(traffic, "_LAST_SERIAL", 20)

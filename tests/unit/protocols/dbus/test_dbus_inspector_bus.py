@@ -137,6 +137,17 @@ def test_too_many_calls_to_the_bus(piece: int, monkeypatch: pytest.MonkeyPatch) 
         assert scene.play.outcome == "limit"
 
 
+def test_too_many_services_to_start(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bus_calls, "MAX_ASKED", 3)
+    scene = Scene(rules(TO_APP), piece=piece)
+    scene.bus.silent = {"StartServiceByName"}
+    for _ in range(3):
+        scene.ask("StartServiceByName", APP, 0)
+    assert scene.play.outcome is None
+    scene.ask("StartServiceByName", APP, 0)
+    assert scene.play.outcome == "limit"
+
+
 # ── owning ──
 
 
@@ -178,7 +189,30 @@ def test_owner_may_be_called_and_may_speak(piece: int) -> None:
     assert scene.reached() == []
 
 
+def test_its_signals_go_to_who_has_called_it(piece: int) -> None:
+    """Not to whom it only knows of: that it can bring about by itself."""
+    scene = Scene(rules([{"own": "org.example.Mine"}, {"destination": APP, "member": "Get"}]), piece=piece)
+    scene.bus.signal("NameAcquired", "org.example.Mine", destination=ME)
+    scene.ask("GetNameOwner", APP)
+    scene.play.backend(arriving(1, ME, STRANGER, "Do"))
+    scene.bus.seen.clear()
+    for destination in (APP_OWNER, STRANGER):
+        scene.send(wire.signal(scene.next(), "/", "org.example.Mine", "Done", "", b"", destination=destination))
+    assert [got.fields.destination for got in scene.bus.seen] == [STRANGER]
+
+
 # ── activation, and what only a rule gives ──
+
+
+def test_nothing_waits_for_a_service_to_start(piece: int) -> None:
+    """The bus answers others meanwhile, and so do we; each call gets its own answer."""
+    scene = Scene(rules(TO_APP), piece=piece)
+    scene.bus.silent = {"StartServiceByName"}
+    start = scene.ask("StartServiceByName", APP, 0)
+    others = [scene.call(SECRET), scene.ask("NameHasOwner", SECRET), scene.ask("GetId")]
+    assert [got.reply_to for got in scene.got()] == others
+    scene.bus.reply(scene.last("StartServiceByName"), "u", [1])
+    assert [got.reply_to for got in scene.got()] == [start]
 
 
 def test_a_denied_name_is_not_started(piece: int) -> None:
@@ -244,6 +278,31 @@ def test_monitor_that_may_be_none_any_more(piece: int) -> None:
     scene.renew(rules(TO_APP))
     assert scene.play.outcome == "revoked"
     assert scene.bus.seen == []
+
+
+@pytest.mark.parametrize("new", [[{"own": APP}], [{"destination": SECRET}]])
+def test_monitor_that_may_be_none_when_the_bus_answers(piece: int, new: list[dict[str, object]]) -> None:
+    """New rules that come between ask and answer end it as those do that come later; with questions of ours or none."""
+    scene = Scene(rules([*TO_APP, *MONITORING]), piece=piece)
+    scene.bus.silent = {"BecomeMonitor", "AddMatch", "GetNameOwner"}
+    scene.ask("BecomeMonitor", interface="org.freedesktop.DBus.Monitoring")
+    asked = scene.last("BecomeMonitor")
+    scene.renew(rules(new))
+    scene.play.backend(arriving(wire.SIGNAL, ME, BUS, "Last"))
+    scene.bus.reply(asked)
+    assert scene.play.outcome == "revoked"
+    assert not scene.play.tunnel(BACKEND)
+    assert scene.said() == ["Last"]
+    assert scene.told() == [f"denied call {BUS} {PATH} org.freedesktop.DBus.Monitoring.BecomeMonitor"]
+
+
+def test_monitor_that_may_still_be_one_when_the_bus_answers(piece: int) -> None:
+    scene = Scene(rules([*TO_APP, *MONITORING]), piece=piece)
+    scene.bus.silent = {"BecomeMonitor"}
+    scene.ask("BecomeMonitor", interface="org.freedesktop.DBus.Monitoring")
+    scene.renew(rules(MONITORING))
+    scene.bus.reply(scene.last("BecomeMonitor"))
+    assert scene.play.tunnel(BACKEND)
 
 
 def test_monitor_that_the_bus_refuses(piece: int) -> None:

@@ -65,6 +65,14 @@ def test_fds_that_were_not_agreed_on(piece: int) -> None:
     assert scene.play.fds_to_backend == []
 
 
+def test_fds_are_agreed_on_with_the_bus_when_the_client_asks_for_them(piece: int) -> None:
+    """The bus sends them, even its own, to whom it has agreed on them with."""
+    for forward, asks in ((True, True), (True, False), (False, True)):
+        scene = Scene(rules(TO_APP), piece=piece, fds=forward, client_fds=asks)
+        assert (b"NEGOTIATE_UNIX_FD" in scene.play.to_backend) == (forward and asks)
+        assert (b"AGREE_UNIX_FD" in scene.play.to_client) == (forward and asks)
+
+
 def test_fds_for_a_client_that_takes_none(piece: int) -> None:
     """Its library would end the connection: the bus is told, or the client, that it cannot be."""
     scene = Scene(rules([{"destination": APP}, {"receive": APP}]), piece=piece, fds=True, client_fds=False)

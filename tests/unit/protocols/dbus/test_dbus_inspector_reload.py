@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from sockguard.protocols.base import BACKEND
 from sockguard.protocols.dbus import following, owners, wire
 from sockguard.protocols.dbus.body import pack
 from sockguard.protocols.dbus.names import BUS
@@ -210,3 +211,28 @@ def test_amid_a_message(piece: int) -> None:
     scene.call(APP)
     scene.call(SECRET)
     assert scene.said() == [DENIED]
+
+
+def test_amid_a_message_no_more_comes_than_the_new_rules_allow(piece: int) -> None:
+    """A client that stops there puts off our questions, and gains nothing by it. What both rules allow comes."""
+    heard = [{"receive": APP}, {"receive": SECRET}, {"destination": APP}]
+    scene = Scene(rules(heard), piece=piece)
+    call = wire.method_call(scene.next(), "/", APP, "Do", APP, "s", pack("s", ["x" * 300]), NO_REPLY_EXPECTED)
+    scene.play.client(call[:200])
+    scene.play.backend(arriving(SIGNAL, None, APP_OWNER))
+    assert scene.said() == ["Changed"]
+    scene.renew(rules([{"receive": SECRET}]))
+    assert scene.reached() == []
+    scene.play.backend(arriving(SIGNAL, None, APP_OWNER))
+    scene.play.backend(arriving(SIGNAL, None, SECRET_OWNER))
+    assert [got.fields.sender for got in scene.got()] == [SECRET_OWNER]
+
+
+def test_the_time_for_the_bus_to_answer_is_the_buss(piece: int) -> None:
+    """None passes while the client does not read what the bus has said before its answers."""
+    scene = Scene(rules(TO_APP), piece=piece)
+    scene.bus.silent = {"GetNameOwner"}
+    scene.renew(rules(TO_SECRET))
+    assert (scene.play.clock, scene.play.awaited) == (30.0, BACKEND)
+    scene.play.time_passes()
+    assert scene.play.outcome == "timeout"

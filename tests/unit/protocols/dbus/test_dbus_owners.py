@@ -51,6 +51,17 @@ def test_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not known.met(":1.2")
 
 
+def test_who_has_called() -> None:
+    """However it was met besides; until it has gone."""
+    known = Owners()
+    for calls in (False, True, False):
+        known.meet(":1.1", calls=calls)
+        known.meet(":1.2")
+    assert [known.called(peer) for peer in (":1.1", ":1.2", ":1.3")] == [True, False, False]
+    known.gone(":1.1")
+    assert not known.called(":1.1")
+
+
 def hears(followed: list[str], name: str) -> bool:
     """Whether these patterns' match rules bring a change of this name."""
     return any(

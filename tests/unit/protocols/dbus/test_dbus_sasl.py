@@ -21,7 +21,7 @@ AUTH = b"AUTH EXTERNAL " + HEX + b"\r\n"
 REJECTED = b"REJECTED EXTERNAL\r\n"
 
 
-def server(*, ready: bool = True, fds: bool = True, forward_fds: bool = True) -> Receive:
+def server(*, ready: bool = True, fds: bool | None = True, forward_fds: bool = True) -> Receive:
     """A client's counterpart: replies byte by byte, then "begun", after which nothing more is used."""
     side = ServerSide(UID, forward_fds)
     over = False
@@ -164,6 +164,39 @@ def test_waits_for_the_bus() -> None:
     assert side.fds
 
 
+def test_who_asks_for_fds_waits_for_the_bus() -> None:
+    """The bus is asked when the client asks, and its answer is the client's."""
+    for agreed, answer in ((True, b"AGREE_UNIX_FD\r\n"), (False, b"ERROR\r\n")):
+        side = ServerSide(UID, True)
+        side.ready(GUID, None)
+        data = b"\0" + AUTH + b"NEGOTIATE_UNIX_FD\r\nBEGIN\r\nl\1"
+        used, reply, over = side.feed(data)
+        assert (data[used:][:9], reply, over) == (b"NEGOTIATE", OK, False)
+        assert side.asks_fds
+        side.ready(GUID, agreed)
+        more, reply, over = side.feed(data[used:])
+        assert (data[used + more :], reply, over) == (b"l\1", answer, True)
+        assert not side.asks_fds
+        assert side.fds == agreed
+
+
+def test_who_does_not_ask_for_fds_waits_for_nothing() -> None:
+    side = ServerSide(UID, True)
+    side.ready(GUID, None)
+    data = b"\0" + AUTH + b"BEGIN\r\n"
+    assert side.feed(data) == (len(data), OK, True)
+    assert not side.asks_fds
+    assert not side.fds
+
+
+def test_where_fds_are_refused_the_bus_is_not_asked_for_them() -> None:
+    side = ServerSide(UID, False)
+    side.ready(GUID, None)
+    data = b"\0" + AUTH + b"NEGOTIATE_UNIX_FD\r\nBEGIN\r\n"
+    assert side.feed(data) == (len(data), OK + b"ERROR\r\n", True)
+    assert not side.asks_fds
+
+
 def test_a_wrong_uid_need_not_wait() -> None:
     """It is rejected at once."""
     assert said(b"\0AUTH EXTERNAL 30\r\n", ready=False) == REJECTED
@@ -178,31 +211,33 @@ def test_fds_only_if_both_agree(fds: bool, forward_fds: bool) -> None:
 # ── the bus ──
 
 
-def client(forward_fds: bool = True) -> ClientSide:
-    return ClientSide(UID, forward_fds)
+def feed(side: ClientSide, data: bytes, piece: int) -> None:
+    """Answers of the bus in pieces; all of them are used, and it is done at the last one and not before."""
+    waiting = b""
+    for at in range(0, len(data), piece):
+        assert not side.done
+        waiting += data[at : at + piece]
+        waiting = waiting[side.feed(waiting) :]
+    assert (side.done, waiting) == (True, b"")
 
 
 def test_greeting() -> None:
-    """The uid that the bus sees, and fds only if they are wanted; never BEGIN before the answers."""
-    assert client().greeting() == b"\0" + AUTH + b"NEGOTIATE_UNIX_FD\r\n"
-    assert client(False).greeting() == b"\0" + AUTH
+    """The uid that the bus sees; never BEGIN before the answer."""
+    assert ClientSide(UID).greeting() == b"\0" + AUTH
 
 
 @pytest.mark.parametrize(
-    ("forward_fds", "data", "fds"),
-    [(True, OK + b"AGREE_UNIX_FD\r\n", True), (True, OK + b"ERROR\r\n", False), (True, OK + b"ERROR x\r\n", False),
-     (False, OK, False)],
-)  # fmt: skip
-def test_let_in(forward_fds: bool, data: bytes, fds: bool) -> None:
-    """However the answers come; done at the last one and not before."""
-    for piece in (1, 5, len(data)):
-        side = client(forward_fds)
-        waiting = b""
-        for at in range(0, len(data), piece):
-            assert not side.done
-            waiting += data[at : at + piece]
-            waiting = waiting[side.feed(waiting) :]
-        assert (side.done, side.guid, side.fds, waiting) == (True, GUID, fds, b"")
+    ("answer", "fds"), [(b"AGREE_UNIX_FD\r\n", True), (b"ERROR\r\n", False), (b"ERROR x\r\n", False)]
+)
+def test_let_in(answer: bytes, fds: bool) -> None:
+    """However the answers come; fds only when they were asked for."""
+    for piece in (1, 5, 100):
+        side = ClientSide(UID)
+        feed(side, OK, piece)
+        assert (side.guid, side.fds) == (GUID, None)
+        assert side.negotiate() == b"NEGOTIATE_UNIX_FD\r\n"
+        feed(side, answer, piece)
+        assert (side.guid, side.fds) == (GUID, fds)
 
 
 @pytest.mark.parametrize(
@@ -210,21 +245,33 @@ def test_let_in(forward_fds: bool, data: bytes, fds: bool) -> None:
     [
         b"REJECTED EXTERNAL\r\n", b"ERROR\r\n", b"DATA\r\n", b"OK\r\n", b"OK \r\n", b"OK 0123\r\n", b"ok " + OK[3:],
         b"OK  " + OK[3:], OK[:-2] + b" \r\n", OK[:-2] + b"0\r\n", b"\r\n", b"\0" + OK, OK + OK,
-        OK + b"AGREE_UNIX_FD \r\n",
-        OK + b"ERRORS\r\n", OK + b"AGREE_UNIX_FD\r\nl\1", OK + b"ERROR\r\nx", b"x" * MAX_AUTH, b"l\1\0\1\r\n",
+        OK + b"AGREE_UNIX_FD\r\n", OK + b"l\1", b"x" * MAX_AUTH, b"l\1\0\1\r\n",
     ],
 )  # fmt: skip
 def test_not_let_in(data: bytes) -> None:
-    """Anything but the answers, or more than them, is Refused: in printable words."""
+    """Anything but the answer, or more than it, is Refused: in printable words."""
     with pytest.raises(Refused) as caught:
-        client().feed(data)
+        ClientSide(UID).feed(data)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "data", [b"AGREE_UNIX_FD \r\n", b"ERRORS\r\n", b"AGREE_UNIX_FD\r\nl\1", b"ERROR\r\nx", OK, b"x" * MAX_AUTH]
+)
+def test_no_answer_about_fds(data: bytes) -> None:
+    """Nor is anything else taken for one, or more."""
+    side = ClientSide(UID)
+    side.feed(OK)
+    side.negotiate()
+    with pytest.raises(Refused) as caught:
+        side.feed(data)
     assert str(caught.value).isprintable()
 
 
 def test_the_buss_words_are_printable() -> None:
     """They go into an audit event."""
     with pytest.raises(Refused) as caught:
-        client().feed(b'REJECTED \x1b[2J\xff"\n\r\n')
+        ClientSide(UID).feed(b'REJECTED \x1b[2J\xff"\n\r\n')
     assert str(caught.value) == 'the bus answered AUTH with "REJECTED ?[2J?"?"'
 
 
@@ -246,4 +293,4 @@ def test_any_lines(nul: bool, data: bytes) -> None:
     if "begun" in played.results:
         assert OK in bytes(byte for byte in played.results if byte != "begun")
     with contextlib.suppress(Refused):
-        client().feed(data)
+        ClientSide(UID).feed(data)
