@@ -1,8 +1,8 @@
 """Where sockguard's own child processes begin: `python -I -S boot.py ROLE ...`, run as a file.
 
 Imports the role's code first and gives up rights second (main does it as its first act): the code may lie where
-only root can read, and nothing from outside has been read until then. A relay is started with -I -S, so that no
-package but this one and the standard library is in its reach.
+only root can read, and nothing from outside has been read until then. A relay is started with -I -S, so that only
+the standard library and what lies beside this package is in its reach: no folder of the environment or of a user.
 """
 
 from __future__ import annotations

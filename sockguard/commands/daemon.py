@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from sockguard.commands.options import add_config
+from sockguard.errors import SockguardError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Become the monitor where there is privilege to hold, else the control process itself."""
+    _hold_standard_descriptors()
     from sockguard.monitor import process as monitor  # here: trio and pydantic take their time, and commands need none
 
     if monitor.is_useful():
@@ -22,3 +25,14 @@ def run(args: argparse.Namespace) -> int:
     from sockguard.server.process import without_monitor
 
     return without_monitor(args.config)
+
+
+def _hold_standard_descriptors() -> None:
+    """Let nothing that is opened later get the number 0, 1 or 2: what is written there is not meant for it."""
+    try:
+        os.fstat(1)
+    except OSError:
+        raise SockguardError("standard output is closed: audit events have nowhere to go") from None
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)

@@ -15,12 +15,12 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, NoReturn
 
 from sockguard.config.read import Source, read_sources
 from sockguard.config.runtime import runtime_folder
-from sockguard.errors import EXIT_WORLD, ChannelError, ConfigError, SockguardError
+from sockguard.errors import EXIT_WORLD, ChannelError, ConfigError, Mistake, SockguardError
 from sockguard.identity import peercred, process
 from sockguard.identity.peer import OVERFLOW_ID, Unknown
 from sockguard.monitor import impersonate, plan
@@ -44,6 +44,7 @@ from sockguard.privsep.messages import (
     Signal,
     SpawnRelay,
     Unbind,
+    in_packets,
 )
 from sockguard.privsep.runtime import prepare_runtime_folder
 from sockguard.protocols.registry import PROTOCOLS
@@ -79,12 +80,24 @@ def _account(name: str) -> rights.Account | None:
 
 def _socket(fd: int) -> socket.socket:
     """A copy of a descriptor that control has passed, as a socket. Raises SockguardError when it is none."""
-    copy = os.dup(fd)
     try:
-        return socket.socket(fileno=copy)
+        copy = os.dup(fd)
+        try:
+            return socket.socket(fileno=copy)
+        except OSError:
+            os.close(copy)
+            raise
     except OSError as error:
-        os.close(copy)
         raise SockguardError(f"not a connection whose peer can be known: {error.strerror}") from error
+
+
+def _refused(mistakes: Sequence[Mistake]) -> ConfigRefused:
+    """These mistakes: as many as a message holds, and how many there are besides."""
+    answer = next(in_packets(ConfigRefused, [(m.file, m.line, m.key, m.text) for m in mistakes]))
+    told = len(answer.rows)
+    if told == len(mistakes):
+        return answer
+    return ConfigRefused((*answer.rows[:-1], ("", 0, "", f"and {len(mistakes) - told + 1} more mistakes")))
 
 
 class Monitor:
@@ -135,9 +148,7 @@ class Monitor:
                 fault = f"the control process sent {error}"
         status = self._wait_for_control()
         self._wait_for_relays()
-        if self._working_set is None or not listening.outlives_us(os.environ):  # a failed start leaves nothing bound
-            for bound in self._bound.values():
-                bound.remove()
+        listening.clean_up(self._bound.values(), os.environ, started=self._working_set is not None)
         if status < 0:
             fault = fault or f"the control process was ended by {signal.Signals(-status).name}"
         if fault:
@@ -203,12 +214,20 @@ class Monitor:
 
     def _read_config(self, _: ReadConfig) -> tuple[Message, list[int]]:
         try:
-            self._sources = read_sources(self._config)
+            sources = read_sources(self._config)
         except ConfigError as error:
-            return ConfigRefused(tuple((m.file, m.line, m.key, m.text) for m in error.mistakes)), []
-        self._specs = plan.listen_specs(self._sources)
-        fd = memfd.write("sockguard-config", b"".join(source.text for source in self._sources))
-        return ConfigText(tuple((source.path, len(source.text)) for source in self._sources)), [fd]
+            return _refused(error.mistakes), []
+        answer, *more = in_packets(ConfigText, [(source.path, len(source.text)) for source in sources])
+        if more:
+            text = f"the names of its {len(sources) - 1} files are too long together; use shorter ones, or fewer files"
+            return _refused([Mistake(os.path.dirname(sources[-1].path), 0, "", text)]), []
+        try:
+            fd = memfd.write("sockguard-config", b"".join(source.text for source in sources))
+        except OSError as error:
+            raise SockguardError(f"the configuration cannot be passed on: {error.strerror}") from error
+        self._sources = sources
+        self._specs = plan.listen_specs(sources)
+        return answer, [fd]
 
     def _bind(self, message: Bind) -> tuple[Message, list[int]]:
         spec = self._specs.get(message.proxy)
@@ -318,6 +337,7 @@ class Monitor:
         finally:
             if os.geteuid() != own:
                 os.seteuid(own)
+                rights.stay_undumpable()
 
     # ── the end ──
 

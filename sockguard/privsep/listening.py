@@ -12,7 +12,7 @@ import errno
 import os
 import socket
 import stat
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,6 +23,10 @@ BACKLOG: Final = 4096
 
 SO_PASSRIGHTS: Final = 83
 """asm-generic/socket.h, since Linux 6.16: at 0, a sender that passes an fd gets EPERM, even before accept."""
+
+_SO_PASSSEC: Final = 34
+_SO_PASSPIDFD: Final = 76
+"""asm-generic/socket.h. With them, which a .socket unit may set, each message brings a label or an fd of its sender."""
 
 _KEPT: Final = "sockguard/"  # no unit can be called so, and a socket without FileDescriptorName= is called as its unit
 
@@ -58,11 +62,15 @@ class ListenSpec:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """A path that this process bound, with the inode that bind made: enough to remove that one and no other."""
+    """A path that this process bound, with the inode that bind made: enough to remove that one and no other.
+
+    kept: the run before has bound it, and systemd has kept its listening socket
+    """
 
     path: str
     device: int
     inode: int
+    kept: bool = False
 
     def remove(self) -> None:
         """Remove the socket file if it is still the one that was bound. Never raises OSError."""
@@ -129,6 +137,16 @@ def outlives_us(environ: Mapping[str, str]) -> bool:
     return bool(environ.get("NOTIFY_SOCKET"))
 
 
+def clean_up(bound: Iterable[Bound], environ: Mapping[str, str], *, started: bool) -> None:
+    """The end of this process: remove the files of what it bound, unless its listening sockets go on with systemd. A
+    start that failed leaves nothing bound, but what systemd had kept from before.
+    """
+    outlives = outlives_us(environ)
+    for each in bound:
+        if not (outlives and (started or each.kept)):
+            each.remove()
+
+
 def end_kept(adopted: MutableMapping[str, int]) -> None:
     """End what was kept for proxies that are there no more: without that, their clients would wait for ever."""
     for name in [name for name in adopted if name.startswith(_KEPT)]:
@@ -138,13 +156,17 @@ def end_kept(adopted: MutableMapping[str, int]) -> None:
 
 
 def set_options(sock: socket.socket, *, refuse_fds: bool, credentials: bool) -> None:
-    """What accepted sockets inherit. To be set before the first client: earlier bytes arrive without credentials.
+    """What accepted sockets inherit, and nothing that nobody here asks for. To be set before the first client: earlier
+    bytes arrive without credentials.
 
     refuse_fds: have the kernel refuse passed fds, where it is new enough; elsewhere the relay ends such a connection.
     """
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0 if refuse_fds else 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1 if credentials else 0)
+    for unwanted in (_SO_PASSSEC, _SO_PASSPIDFD):
+        with contextlib.suppress(OSError):  # a kernel that does not know it does not do it
+            sock.setsockopt(socket.SOL_SOCKET, unwanted, 0)
 
 
 def _refusal(spec: ListenSpec, text: str) -> SockguardError:
@@ -190,7 +212,7 @@ def _take_kept(spec: ListenSpec, adopted: MutableMapping[str, int]) -> tuple[soc
     except BaseException:
         sock.close()
         raise
-    return sock, Bound(spec.text, found.st_dev, found.st_ino) if found else None
+    return sock, Bound(spec.text, found.st_dev, found.st_ino, kept=True) if found else None
 
 
 def _fitting_file(spec: ListenSpec) -> os.stat_result | None:

@@ -13,14 +13,17 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import mmap
 import os
 import socket
 import struct
+import termios
 from array import array
 from collections.abc import Iterable
 from typing import Final
 
+from sockguard.privsep.channel import close_all, received_fds
 from sockguard.privsep.messages import MAX_FDS
 
 _UCRED: Final = struct.Struct("3I")  # struct ucred: pid, uid, gid (unix(7))
@@ -57,7 +60,8 @@ def boundary(sock: socket.socket, view: memoryview, length: int) -> int:
     """How many bytes stand before the message that carries fds, for a peek into ``view`` that gave ``length`` bytes.
 
     Where that peek has filled ``view``, the fds may be those of a message further on; then it is the number of bytes
-    of the messages that are in ``view`` as a whole, and these carry none. ``view`` holds the same bytes afterwards.
+    of the messages that are in ``view`` as a whole, and these carry none; whether the next one is it, carries_fds says.
+    ``view`` holds the same bytes afterwards.
     """
     try:
         return sock.recvmsg_into([view[: length - 1], _fence], 0, PEEK)[0]
@@ -65,3 +69,27 @@ def boundary(sock: socket.socket, view: memoryview, length: int) -> int:
         if error.errno != errno.EFAULT:
             raise
         return 0  # the very first message cannot be copied as a whole: it is the one
+
+
+def carries_fds(sock: socket.socket, start: int, filled: int) -> bool:
+    """Does the message that begins behind ``start`` bytes carry the fds that a peek of ``filled`` bytes has shown?
+
+    For one that ends no sooner than these bytes, as what sendfile(2) and splice(2) send may: a wider peek tells.
+    """
+    size = filled
+    while True:
+        size *= 2
+        view = memoryview(bytearray(size))
+        length, control, _, _ = sock.recvmsg_into([view], CONTROL_BYTES, PEEK)
+        close_all(received_fds(control))
+        if length < size:  # so it ended at the message with the fds
+            return boundary(sock, view, length) <= start
+
+
+def untaken(fd: int) -> bool:
+    """Has the peer not taken all that was sent there (unix(7), SIOCOUTQ)? The event that says so comes while one byte
+    is still counted (sock_wfree of linux/net/core/sock.c); no message is that small with the kernel's own.
+    """
+    count = array("i", [0])
+    fcntl.ioctl(fd, termios.TIOCOUTQ, count)
+    return count[0] > 1

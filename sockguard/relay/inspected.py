@@ -296,6 +296,8 @@ class InspectedSide(Outbox):
         super().__init__(link, sock)
         self.index = index
         self.sender = only_from
+        if only_from >= 0:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)  # as stream.Side.only_from
         self.reset_outcome = "client_reset" if index == CLIENT else "backend_reset"
         self.received = self.passing = self.fds_since = 0
         self.rest = bytearray()
@@ -394,7 +396,7 @@ class InspectedSide(Outbox):
         fds = received_fds(control)
         link = self.link
         outcome = ""
-        if flags & CUT:
+        if flags & CUT or (fds and link.loop.crowded(fds)):
             outcome = "out_of_files"
         elif self.sender >= 0 and length and sender(control) != self.sender:
             outcome = "sender_changed"

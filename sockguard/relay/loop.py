@@ -6,10 +6,13 @@ connection can starve another. Events about many connections travel in one messa
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
+import sys
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from errno import EAGAIN
 from time import monotonic
 from typing import Final
 
@@ -17,6 +20,7 @@ from sockguard.errors import ChannelError
 from sockguard.privsep import channel, memfd
 from sockguard.privsep.messages import (
     CONTROL_TO_RELAY,
+    MAX_FDS,
     MAX_OVERDRAFT,
     Assign,
     Close,
@@ -42,7 +46,7 @@ from sockguard.relay.link import AnyLink, AnySide
 from sockguard.relay.options import TICK_SECONDS, read_generation
 from sockguard.relay.records import RecordLink
 from sockguard.relay.rules import NO_RULES, Rules
-from sockguard.relay.stream import READ_EVENTS, Link, Side
+from sockguard.relay.stream import FOR_NOW, READ_EVENTS, Link, Side
 
 LINKS: Final[dict[str, type[Link]]] = {"stream": Link, "seqpacket": RecordLink}
 """What serves a connection of each protocol that is not read; InspectedLink serves those that are."""
@@ -57,7 +61,9 @@ _CHANNEL_WRITE: Final = select.EPOLLIN | select.EPOLLOUT
 class Loop:
     """Serves until control says stop, or its end of the channel closes. ``tick`` counts TICK_SECONDS while needed."""
 
-    def __init__(self, control: socket.socket) -> None:
+    def __init__(self, control: socket.socket, files: int = sys.maxsize) -> None:
+        """files: how many this process may have open."""
+        self._crowded_from = files - min(MAX_FDS, files // 2)
         self.tick = 0
         self._next_tick = 0.0
         self._control = control
@@ -156,8 +162,15 @@ class Loop:
         self._epoll.modify(fd, events)
 
     def forget(self, fd: int) -> None:
-        self._epoll.unregister(fd)
+        with contextlib.suppress(FileNotFoundError):  # it could not be registered
+            self._epoll.unregister(fd)
         self._without_credit.pop(self._sides.pop(fd), None)
+
+    def crowded(self, fds: Sequence[int]) -> bool:
+        """Would keeping these leave less room than a message can need? Then the next one of control's would lose what
+        it brings. A descriptor gets the lowest number that is free, so its number says how many are open (open(2)).
+        """
+        return max(fds, default=0) >= self._crowded_from
 
     def time(self, link: AnyLink) -> None:
         """Tell that link of each tick, until it waits for none."""
@@ -286,6 +299,11 @@ class Loop:
                 raise ChannelError("a connection of a generation that is not in force")
             of_proxy = self._rules.proxy(proxy)
             client, backend = sockets[2 * index : 2 * index + 2]
+            if self.crowded((client.fileno(), backend.fileno())):
+                client.close()
+                backend.close()
+                self._ended.append((number, 0, 0, "out_of_files", ""))
+                continue
             kind = LINKS.get(of_proxy.protocol)
             link: AnyLink
             if kind is None:
@@ -297,11 +315,15 @@ class Loop:
             self._links[number] = link
             if of_proxy.idle_ticks:
                 self._timed.add(link)
-            for side in (link.client, link.backend):
-                side.sock.setblocking(False)
-                self._sides[side.fd] = side
-                self._epoll.register(side.fd, READ_EVENTS)
-            link.start()
+            self._sides[link.client.fd], self._sides[link.backend.fd] = link.client, link.backend
+            try:
+                for side in (link.client, link.backend):
+                    side.sock.setblocking(False)
+                    self._epoll.register(side.fd, READ_EVENTS)
+            except OSError as error:  # no memory, or more than max_user_watches (epoll(7))
+                link.fail(error)
+            else:
+                link.start()
         self._outbox.append(ConnectionsTaken(len(message.rows)))
 
     def _tell(self) -> None:
@@ -316,10 +338,12 @@ class Loop:
             while outbox:
                 channel.send(self._control, outbox[0])
                 outbox.popleft()
-        except BlockingIOError:
-            self._epoll.modify(self._control.fileno(), _CHANNEL_WRITE)
         except (BrokenPipeError, ConnectionResetError):
             outbox.clear()  # control has gone: the next read of the channel says so
+        except OSError as error:
+            if error.errno != EAGAIN and error.errno not in FOR_NOW:
+                raise
+            self._epoll.modify(self._control.fileno(), _CHANNEL_WRITE)
         else:
             self._epoll.modify(self._control.fileno(), _CHANNEL_READ)
 

@@ -7,16 +7,15 @@ again; so each way out of here leaves one of the two behind, or nothing that wai
 from __future__ import annotations
 
 import errno
-import fcntl
 import select
 import socket
-import termios
 from array import array
 from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from sockguard.privsep.channel import close_all
+from sockguard.relay.ancillary import untaken
 from sockguard.relay.stream import FOR_NOW, MAX_IN_FLIGHT, READ_EVENTS
 
 if TYPE_CHECKING:
@@ -154,7 +153,7 @@ class Outbox:
             close_all(fds)
             return len(data)
         if self.in_flight + len(fds) > MAX_IN_FLIGHT:
-            if self._untaken():
+            if untaken(self.fd):
                 self._wait()
                 return 0
             self.in_flight = 0
@@ -198,14 +197,6 @@ class Outbox:
             self.broken = True
         self._forget_out()
         self.link.loop.again(self._whole)
-
-    def _untaken(self) -> bool:
-        """Has the peer not taken all that was sent here (unix(7), SIOCOUTQ)? The event that says so comes while one
-        byte is still counted (sock_wfree of linux/net/core/sock.c); no message is that small with the kernel's own.
-        """
-        count = array("i", [0])
-        fcntl.ioctl(self.fd, termios.TIOCOUTQ, count)
-        return count[0] > 1
 
     def _forget_out(self) -> None:
         for _, fds in (*self.out, *self.held):

@@ -41,11 +41,12 @@ def main(arguments: Sequence[str]) -> int:
             os.dup2(0, 2)  # from here on nothing but messages: a relay that was taken over must not write to the log
             cage = sandbox.enter()
             channel.send(control, Hello(max(files - _SPARE_FILES, 2) // 2, ",".join(cage.names())))
-            Loop(control).run()
+            Loop(control, files).run()
         except (BrokenPipeError, ConnectionResetError):
             return 0
         except (Exception, KeyboardInterrupt) as error:
             fault = str(error) if isinstance(error, SockguardError) else traceback.format_exc()
+            fault = fault.encode("ascii", "backslashreplace").decode("ascii")  # else JSON makes it longer than a packet
             with contextlib.suppress(OSError):
                 control.setblocking(True)
                 channel.send(control, Fault(fault[-MAX_FAULT:]))

@@ -13,7 +13,7 @@ from array import array
 from typing import Final
 
 from sockguard.privsep.channel import close_all, received_fds
-from sockguard.relay.ancillary import CONTROL_BYTES, CUT, PEEK, sender
+from sockguard.relay.ancillary import CONTROL_BYTES, CUT, PEEK, sender, untaken
 from sockguard.relay.stream import CHUNK, FOR_NOW, MAX_IN_FLIGHT, Link, Side
 
 MAX_RECORD: Final = 64 * 1024 * 1024
@@ -85,7 +85,7 @@ class RecordSide(Side):
             if fds and link.options.refuse_fds:
                 link.end("fds_refused", clean=False)
                 return
-            if fds and self.in_flight + len(fds) > MAX_IN_FLIGHT and self.other.untaken():
+            if fds and self.in_flight + len(fds) > MAX_IN_FLIGHT and untaken(self.other.fd):
                 self._wait_for_other()
                 return
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from sockguard.privsep.channel import close_all, received_fds
 from sockguard.privsep.messages import MAX_FDS
-from sockguard.relay.ancillary import CONTROL_BYTES, CUT, PEEK, boundary, sender
+from sockguard.relay.ancillary import CONTROL_BYTES, CUT, PEEK, boundary, carries_fds, sender, untaken
 from sockguard.relay.faults import place_of
 
 if TYPE_CHECKING:
@@ -173,7 +173,10 @@ class Side:
         self.peek, self.send, self.take = sock.recvmsg_into, sock.send, sock.recv_into
 
     def only_from(self, uid: int) -> None:
-        """Let nobody but ``uid`` send here. SO_PASSCRED has been set since before the first byte: by the listener."""
+        """Let nobody but ``uid`` send here. The listener has had SO_PASSCRED set before the first byte, unless a reload
+        asked for it when this connection was on its way: then what came meanwhile is nobody's, and ends it.
+        """
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self.sender = uid
         self.stay = 0
 
@@ -296,11 +299,13 @@ class Side:
                 return
             behind = self.behind
             start = boundary(self.sock, _view, length)
+            if start <= behind and length == CHUNK and not carries_fds(self.sock, start, length):
+                start = length
             if start > behind:
                 if self._pass(behind, start):
                     link.loop.again(self)
                 return
-            if self.in_flight + len(fds) > MAX_IN_FLIGHT and self.other.untaken():
+            if self.in_flight + len(fds) > MAX_IN_FLIGHT and untaken(self.other.fd):
                 self._wait_for_other()
                 return
             try:
@@ -388,12 +393,6 @@ class Side:
                 self.take(_scratch, 1)
             except OSError:
                 return
-
-    def untaken(self) -> int:
-        """Bytes sent here, with the kernel's own, that the peer has not taken (unix(7), SIOCOUTQ)."""
-        count = array("i", [0])
-        fcntl.ioctl(self.fd, termios.TIOCOUTQ, count)
-        return count[0]
 
     def reset(self) -> bool:
         """Has the peer closed with bytes unread? Says so once (socket(7), SO_ERROR)."""

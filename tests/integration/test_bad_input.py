@@ -12,6 +12,7 @@ import sys
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,11 +33,11 @@ def write(folder: Path, text: str) -> Path:
     return file
 
 
-def failing(file: Path) -> tuple[int, list[str]]:
+def failing(file: Path, **popen: Any) -> tuple[int, list[str]]:
     """Exit status and lines of standard error of a start that fails; none of its processes may be left."""
     command = [sys.executable, "-m", "sockguard", "--config", str(file)]
     with subprocess.Popen(
-        command, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **popen
     ) as process:
         out, err = process.communicate(timeout=60)
     assert out == ""
@@ -169,6 +170,30 @@ def test_a_file_that_others_can_write(folder: Path) -> None:
     assert "belongs to uid 4242" in lines[0]
 
 
+def test_standard_output_is_closed(folder: Path) -> None:
+    """Audit events would go to whatever got its number, or nowhere: nobody is guarded so."""
+    file = write(folder, proxy("p", folder / "public", folder / "private"))
+    status, said = failing(file, preexec_fn=lambda: os.close(1))
+    assert status == 1
+    assert said == ["sockguard: standard output is closed: audit events have nowhere to go"]
+    assert not (folder / "public").exists()
+
+
+def test_standard_input_and_error_are_closed(folder: Path) -> None:
+    """Their numbers are given to nothing that somebody could read from or write to by mistake."""
+
+    def close() -> None:
+        os.close(0)
+        os.close(2)
+
+    file = write(folder, proxy("p", folder / "public", folder / "private"))
+    with serving(folder / "private"), running(file, folder / "public", preexec_fn=close) as daemon:
+        for name, pids in daemon.pids().items():
+            for number in (0, 2):
+                assert os.readlink(f"/proc/{pids[0]}/fd/{number}") == "/dev/null", name
+        assert exchange(folder / "public", b"guarded\n") == "guarded"
+
+
 def test_every_socket_that_cannot_be_had_in_one_go(folder: Path) -> None:
     """Each place that is taken is told; whoever has it keeps it and goes on serving; no good one stays bound."""
     abstract = f"sg-{uuid.uuid4()}"
@@ -252,6 +277,39 @@ def receive_until(sock: socket.socket, wanted: Callable[[str], bool]) -> str:
     return text
 
 
+def by_systemd(folder: Path, passed: socket.socket, name: str) -> dict[str, Any]:
+    """How to start a process to which systemd passes that socket, and which may notify it."""
+    wrapper = folder / "systemd"  # descriptor 3, and the pid of the very process that then runs the daemon
+    wrapper.write_text(
+        f"#!{sys.executable}\nimport os, sys\nos.dup2({passed.fileno()}, 3)\n"
+        "os.environ['LISTEN_PID'] = str(os.getpid())\nos.execv(sys.executable, [sys.executable, *sys.argv[1:]])\n"
+    )
+    wrapper.chmod(0o755)
+    environment = {
+        **os.environ,
+        "LISTEN_FDS": "1",
+        "LISTEN_FDNAMES": name,
+        "NOTIFY_SOCKET": str(folder / "notify"),
+    }
+    return {"executable": str(wrapper), "env": environment, "pass_fds": [passed.fileno()]}
+
+
+@pytest.mark.root
+def test_a_start_that_fails_leaves_what_systemd_has_kept(folder: Path) -> None:
+    """The socket of the run before still listens, so its file stays for the next start; that of another proxy goes."""
+    with socket.socket(socket.AF_UNIX) as kept:
+        kept.bind(str(folder / "kept"))
+        kept.listen()
+        (folder / "kept").chmod(0o666)
+        text = "".join(proxy(name, folder / name, folder / "private") for name in ("kept", "new"))
+        file = write(folder, text + proxy("bad", folder / "missing" / "public", folder / "private"))
+        status, said = failing(file, **by_systemd(folder, kept, "sockguard/kept"))
+        assert status == 1
+        assert "the folder" in said[-1]
+        assert (folder / "kept").exists()
+        assert not (folder / "new").exists()
+
+
 def test_systemds_socket_and_notifications(folder: Path) -> None:
     """A passed socket is served, its path left alone; READY=1 comes when it can be, STATUS=, STOPPING=1 at the end."""
     with contextlib.ExitStack() as stack:
@@ -263,20 +321,7 @@ def test_systemds_socket_and_notifications(folder: Path) -> None:
         (folder / "notify").chmod(0o666)
         stack.enter_context(serving(folder / "private"))
         file = write(folder, proxy("p", "fd:web", folder / "private"))
-        environment = {
-            **os.environ,
-            "LISTEN_FDS": "1",
-            "LISTEN_FDNAMES": "web",
-            "NOTIFY_SOCKET": str(folder / "notify"),
-        }
-        # systemd's part: descriptor 3, and the pid of the very process that then runs the daemon.
-        wrapper = folder / "systemd"
-        wrapper.write_text(
-            f"#!{sys.executable}\nimport os, sys\nos.dup2({passed.fileno()}, 3)\n"
-            "os.environ['LISTEN_PID'] = str(os.getpid())\nos.execv(sys.executable, [sys.executable, *sys.argv[1:]])\n"
-        )
-        wrapper.chmod(0o755)
-        daemon = Daemon(file, executable=str(wrapper), env=environment, pass_fds=[passed.fileno()])
+        daemon = Daemon(file, **by_systemd(folder, passed, "web"))
         try:
             ready = receive_until(notify, lambda text: "READY=1" in text)
             assert ready.splitlines() == ["READY=1", "STATUS=Guarding 1 sockets"]

@@ -338,7 +338,7 @@ def test_a_kept_socket_is_taken_over(path: Path, kind: str) -> None:
                 waiting.send(b"x")
                 assert accepted.recv(1) == b"x"
     assert adopted == {"other": -1}
-    assert bound == (Bound(name, path.lstat().st_dev, path.lstat().st_ino) if kind == "path" else None)
+    assert bound == (Bound(name, path.lstat().st_dev, path.lstat().st_ino, kept=True) if kind == "path" else None)
 
 
 @pytest.mark.parametrize("change", ["mode", "place", "type", "file gone", "no socket there", "no listener"])

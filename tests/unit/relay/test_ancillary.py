@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import fcntl
 import os
 import socket
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sockguard.relay.ancillary import CONTROL_BYTES, PEEK, boundary
+from sockguard.relay.ancillary import CONTROL_BYTES, PEEK, boundary, carries_fds, untaken
 
 Pair = tuple[socket.socket, socket.socket]
 CHUNK = 64 * 1024
@@ -20,6 +21,16 @@ CHUNK = 64 * 1024
 def send(sock: socket.socket, size: int, fds: int = 0) -> None:
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0] * fds))] if fds else []
     assert sock.sendmsg([b"x" * size], rights) == size
+
+
+def splice(sock: socket.socket, size: int) -> None:
+    """Send so many bytes from a file, as one message where the kernel can."""
+    fd = os.memfd_create("spliced")
+    os.write(fd, b"x" * size)
+    sent = 0
+    while sent < size:
+        sent += os.sendfile(sock.fileno(), fd, sent, size - sent)
+    os.close(fd)
 
 
 def peek(sock: socket.socket, view: memoryview) -> tuple[int, int]:
@@ -118,3 +129,46 @@ def test_the_view_is_as_it_was(pair: Pair) -> None:
     length, _ = peek(pair[0], view)
     assert boundary(pair[0], view, length) == 4
     assert bytes(view[:length]) == b"headmessage"
+
+
+@pytest.mark.parametrize(("behind", "spliced"), [(0, CHUNK), (1, CHUNK - 1), (1, CHUNK), (1, 3 * CHUNK)])
+@pytest.mark.parametrize("plain", [0, CHUNK])
+def test_a_message_as_long_as_the_chunk(pair: Pair, behind: int, spliced: int, plain: int) -> None:
+    """sendfile makes such: the descriptors that a full peek shows are not its own but those of a message behind it."""
+    ours, theirs = pair
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    if behind:
+        send(theirs, behind)
+    splice(theirs, spliced)
+    if plain:
+        send(theirs, plain)
+    send(theirs, 5, 1)
+    before = lowest_free()
+    view = memoryview(bytearray(CHUNK))
+    assert peek(ours, view) == (CHUNK, 1)
+    assert boundary(ours, view, CHUNK) > behind or not carries_fds(ours, behind, CHUNK)
+    assert lowest_free() == before  # nothing was left open
+    assert len(ours.recv(behind + spliced + plain, socket.MSG_WAITALL)) == behind + spliced + plain
+    assert peek(ours, view) == (5, 1)
+
+
+def test_a_message_that_ends_with_the_chunk_carries_its_own(pair: Pair) -> None:
+    """A peek that is full to the byte shows descriptors of just that message, whatever follows."""
+    view = memoryview(bytearray(100))
+    send(pair[1], 100, 1)
+    send(pair[1], 5, 2)
+    assert peek(pair[0], view) == (100, 1)
+    assert boundary(pair[0], view, 100) == 0
+    assert carries_fds(pair[0], 0, 100)
+
+
+def test_what_a_peer_has_not_taken(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One byte is still counted when the kernel tells of room: that is no message, and no second event would come."""
+    ours, theirs = pair
+    assert not untaken(ours.fileno())
+    ours.send(b"x")
+    assert untaken(ours.fileno())
+    theirs.recv(1)
+    assert not untaken(ours.fileno())
+    monkeypatch.setattr(fcntl, "ioctl", lambda _fd, _request, count: count.__setitem__(0, 1))
+    assert not untaken(ours.fileno())

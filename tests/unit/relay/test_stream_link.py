@@ -188,6 +188,31 @@ def test_fds_arrive_at_their_byte(relay: RelayUnderTest, wait_until: WaitUntil, 
     assert relay.end_of(number)[2] == "closed"
 
 
+@both_ways
+def test_fds_behind_a_file_that_was_sent(relay: RelayUnderTest, first: str) -> None:
+    """sendfile(2) makes messages longer than others: fds behind them arrive once, and not before their byte."""
+    _, one, other = ends(relay, first)
+    with one, other:
+        one.sendall(b"first")
+        assert other.recv(10) == b"first"
+        fd = os.memfd_create("file")
+        os.write(fd, bytes(1 << 16))
+        os.kill(relay.pid, signal.SIGSTOP)  # until all of it is there
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 400_000)
+        assert os.sendfile(one.fileno(), fd, 0, 1 << 16) == 1 << 16
+        socket.send_fds(one, [b"with an fd"], [fd])
+        os.kill(relay.pid, signal.SIGCONT)
+        os.close(fd)
+        place, found = 0, []
+        while place < (1 << 16) + 10:
+            data, fds, _, _ = socket.recv_fds(other, 1000, 253)
+            close_all(fds)
+            place += len(data)
+            found += [place] * len(fds)
+        assert len(found) == 1
+        assert found[0] > 1 << 16
+
+
 def test_as_many_fds_as_a_message_can_carry(relay: RelayUnderTest) -> None:
     """253 in one message arrive in one message, in their order."""
     _, client, backend = relay.link()
