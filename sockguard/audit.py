@@ -68,14 +68,14 @@ class AuditLog:
     """The queue and its writer thread.
 
     fd            where lines go
-    encode        to_json or to_console
+    encode        to_json or to_console; another one holds for events from then on
     on_room       called in the writer's thread when the queue has drained after it was full
     on_failure    called there, once, when the sink is gone for good (EPIPE); what is queued then is lost
     """
 
     def __init__(self, fd: int, encode: Encoder, *, on_room: Callable[[], None], on_failure: Callable[[str], None]):
         self._fd = fd
-        self._encode = encode
+        self.encode = encode
         self._on_room = on_room
         self._on_failure = on_failure
         self._queue: deque[str] = deque()  # encoded: what a thread does in Python, all others wait for
@@ -119,7 +119,7 @@ class AuditLog:
             "seq": self._seq,
             **fields,
         }
-        self._queue.append(self._encode(record) + "\n")
+        self._queue.append(self.encode(record) + "\n")
         if self._idle:
             with self._wake:
                 self._wake.notify()

@@ -16,22 +16,35 @@ log: Final[Any] = structlog.get_logger()
 
 def set_up(level: str, form: Literal["auto", "console", "json"]) -> None:
     """Set structlog up for this process. "auto": console on a terminal, else JSON."""
-    renderer: Any
+    renderers: list[Any]
     if use_console(form, sys.stderr.fileno()):
-        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        plain = structlog.dev.plain_traceback  # they come formatted
+        renderers = [
+            _printable,
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain),
+        ]
     else:
-        renderer = structlog.processors.JSONRenderer(ensure_ascii=True)
+        renderers = [structlog.processors.JSONRenderer(ensure_ascii=True)]
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
-            renderer,
+            *renderers,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
+        cache_logger_on_first_use=False,  # a reload may set it up anew
     )
+
+
+def _printable(_logger: object, _method: str, event: dict[str, Any]) -> dict[str, Any]:
+    """Text may be a relay's: a terminal must not take it for commands. Only a traceback keeps its lines."""
+    for key, value in event.items():
+        if isinstance(value, str) and not value.isprintable():
+            lines = value.split("\n") if key == "exception" else [value]
+            event[key] = "\n".join(line if line.isprintable() else repr(line)[1:-1] for line in lines)
+    return event
 
 
 def use_console(form: str, fd: int) -> bool:

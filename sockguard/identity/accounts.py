@@ -14,6 +14,8 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from sockguard.errors import SockguardError
+
 SUBUID_FILE: Final = "/etc/subuid"
 SUBUID_LIMIT: Final = 16 << 20
 """Bytes read of the subuid file; a million lines fit."""
@@ -52,7 +54,10 @@ class Accounts:
 
     @classmethod
     def from_system(cls) -> Accounts:
-        """Take what the name services list, and /etc/subuid. May be slow where they are remote. Raises OSError."""
+        """Take what the name services list, and /etc/subuid. May be slow where they are remote.
+
+        Raises SockguardError where that file cannot be read: without it nobody knows whom sub-uids count for.
+        """
         return cls(
             users=[(entry.pw_name, entry.pw_uid, entry.pw_gid) for entry in pwd.getpwall()],
             groups=[(entry.gr_name, entry.gr_gid) for entry in grp.getgrall()],
@@ -181,3 +186,5 @@ def _read_subuid() -> str:
             return file.read(SUBUID_LIMIT).decode("utf-8", "replace")
     except FileNotFoundError:
         return ""
+    except OSError as error:
+        raise SockguardError(f"{SUBUID_FILE}: cannot be read: {error.strerror}") from error

@@ -49,11 +49,15 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True)
 class Wants:
-    """Which facts the rules of a proxy ask for, beyond the ids that the kernel gives anyway."""
+    """Which facts the rules of a proxy ask for, beyond the ids that the kernel gives anyway.
+
+    groups  of a peer's groups, those that can make a difference
+    """
 
     executable: bool = False
     cgroup: bool = False
     label: bool = False
+    groups: frozenset[int] = frozenset()
 
 
 _MATCHES: Final = Judgement(_TRUE)
@@ -148,10 +152,12 @@ def next_expiry(rules: Iterable[Rule], now: datetime) -> datetime | None:
 def wants(rules: Iterable[Rule]) -> Wants:
     """Return which facts must be looked up to judge these rules."""
     asked = [who for rule in rules for who in (rule.own, *(named.who for named in rule.sets))]
+    groups = frozenset[int]().union(*(who.groups for who in asked if who.groups is not None))
     return Wants(
         executable=any(who.executables is not None for who in asked),
         cgroup=any(who.units is not None for who in asked),
         label=any(who.labels is not None for who in asked),
+        groups=groups | {OVERFLOW_ID} if groups else groups,
     )
 
 

@@ -1,7 +1,7 @@
 """One proxy's door: who has connected, may they, and is there room. The same whatever becomes of the connection then.
 
-Identities come from the kernel alone. Verdicts are policy.decide's; they are remembered by identity, as long as no
-rule's time passes and no rule asks for facts that differ from process to process.
+Identities come from the kernel alone. Verdicts are policy.decide's; they are remembered by what the rules can see of an
+identity, as long as no rule's time passes and no rule asks for facts that differ from process to process.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Admission:
         self._delivery = delivery
         self._wants = wants(proxy.rules)
         self._remembered: dict[Peer, Judged] = {}
-        self._expires = next_expiry(proxy.rules, _now())
+        self._forget(_now())
 
     def renew(self, proxy: Proxy, accounts: Accounts) -> None:
         """Go by another configuration from now on; admissions that wait for a fact are judged by it, too."""
@@ -74,8 +74,7 @@ class Admission:
         self.limits.user_limit = proxy.max_connections_per_user
         self._accounts = accounts
         self._wants = wants(proxy.rules)
-        self._remembered.clear()
-        self._expires = next_expiry(proxy.rules, _now())
+        self._forget(_now())
 
     async def arrive(self, client: socket.socket) -> None:
         """Judge an accepted connection and deliver or close it. Only process facts make this wait."""
@@ -93,9 +92,8 @@ class Admission:
                 client.close()
                 self._deny(number, peer, "rules", rule, verdict.reason)
                 return
-            self._record.would_deny(self.proxy, number, peer, rule, verdict.reason)
             rule = None
-        if self.proxy.identity == "client" and peer.uid == 0 and not self.proxy.allow_root_identity:
+        if self._hides(peer):
             client.close()
             self._deny(
                 number, peer, "identity", rule, "uid 0 is not shown to the service: allow_root_identity is false"
@@ -108,6 +106,8 @@ class Admission:
             client.close()
             self._deny(number, peer, "limit", rule, refusal)
             return
+        if not verdict.allowed:
+            self._record.would_deny(self.proxy, number, peer, verdict.rule, verdict.reason)
         connection = Connection(number, self, peer, user, rule, trio.current_time(), rules)
         self._connections.add(connection)
         self._delivery.deliver(connection, client)
@@ -116,17 +116,24 @@ class Admission:
         """The verdict on a peer as of now, and its reduced rules."""
         start = perf_counter()
         now = _now()
-        if self._expires is not None and now >= self._expires:
-            self._remembered.clear()
-            self._expires = next_expiry(self.proxy.rules, now)
+        if now < self._since or (self._expires is not None and now >= self._expires):  # before it: a clock was set back
+            self._forget(now)
         judged = self._remember(peer, now)
         self._record.metrics.decided(self.proxy.name, perf_counter() - start)
         return judged
 
+    def _forget(self, now: datetime) -> None:
+        """Begin to remember anew: what is decided from now on holds until a rule ends."""
+        self._remembered.clear()
+        self._since = now
+        self._expires = next_expiry(self.proxy.rules, now)
+
     def _remember(self, peer: Peer, now: datetime) -> Judged:
         if self._wants.executable or self._wants.cgroup:
             return self._decide(peer, now)
-        identity = Peer(peer.uid, peer.gid, peer.groups, label=peer.label)
+        # Not all of its groups: they can be 65536, and with sub-gids a user can come with ever other ones.
+        groups = peer.groups if isinstance(peer.groups, Unknown) else peer.groups & self._wants.groups
+        identity = Peer(peer.uid, peer.gid, groups, label=peer.label)
         judged = self._remembered.get(identity)
         if judged is None:
             judged = self._decide(peer, now)
@@ -145,9 +152,19 @@ class Admission:
         verdict, rules = self.judge(connection.peer)
         if not verdict.allowed and (self.proxy.enforce or verdict.uncertain or _identity_unknown(connection.peer)):
             return False
+        if self._hides(connection.peer):
+            return False
         connection.rule = verdict.rule if verdict.allowed else None
         connection.rules = rules
         return True
+
+    def _hides(self, peer: Peer) -> bool:
+        """Is it root, whom the service is not to see?"""
+        return self.proxy.identity == "client" and peer.uid == 0 and not self.proxy.allow_root_identity
+
+    def name_of(self, uid: int) -> str | None:
+        """The name of a user, as the accounts have it that the configuration was read with."""
+        return self._accounts.name_of(uid)
 
     async def _identify(self, client: socket.socket) -> Peer:
         pid, uid, gid = peercred.credentials(client)

@@ -18,7 +18,6 @@ from sockguard.config.settings import Config, Proxy
 from sockguard.errors import EXIT_OK, EXIT_WORLD, ConfigError, Mistake, SockguardError
 from sockguard.identity.accounts import Accounts
 from sockguard.logs import log
-from sockguard.policy.decide import next_expiry
 from sockguard.server.admission import Admission
 from sockguard.server.connections import Connections
 from sockguard.server.delivery import RelayDelivery
@@ -33,13 +32,13 @@ from sockguard.server.relays import RelayPool
 from sockguard.server.reload import Reloader, read
 from sockguard.server.separation import Separation
 from sockguard.server.systemd import notify
+from sockguard.server.untils import Untils
 
 MAX_RELAYS_BY_DEFAULT: Final = 8
 
 _STDOUT: Final = 1
 _FLUSH_SECONDS: Final = 5.0
 _CLOSE_SECONDS: Final = 5.0
-_CLOCK_STEP_SECONDS: Final = 30.0  # a wall clock can be set: no sleep towards a rule's `until` is longer
 
 
 async def run(file: str, privileges: Privileges, separation: Separation) -> int:
@@ -70,13 +69,11 @@ class Daemon:
         self._room = trio.Event()
         self._ending = trio.Event()
         self._at_once = trio.Event()
-        self._renewed = trio.Event()
         self._turn = trio.Lock()  # one reload at a time
         self._status = EXIT_OK
-        console = logs.use_console(config.log.format, _STDOUT)
         self._audit = AuditLog(
             _STDOUT,
-            audit.to_console if console else audit.to_json,
+            _audit_form(config),
             on_room=lambda: self._token.run_sync_soon(self._on_room),
             on_failure=lambda reason: self._token.run_sync_soon(self._on_fault, reason),
         )
@@ -120,17 +117,17 @@ class Daemon:
         async with trio.open_nursery() as accepting:
             self._guards = Guards(accepting, self._pool.flush, self._wait_for_room)
             self._reloader = Reloader(self._privileges, self._guards, self._pool, self._connections, make)
+            self._untils = Untils(self._guards, self._reloader.judge_again)
             self._overview = Overview(
                 self._file,
                 self._separation.warnings(),
-                self._accounts,
                 self._guards,
                 self._pool,
                 self._connections,
                 self._record,
             )
             self._metrics.observe(self.status)
-            accepting.start_soon(self._watch_untils, datetime.now(UTC))
+            nursery.start_soon(self._untils.watch, datetime.now(UTC))  # rules end while connections finish, too
             for proxy, sock in zip(self._config.proxies.values(), listeners, strict=True):
                 self._guards.add(make(proxy, self._accounts), sock)
             self._turn.release()
@@ -200,7 +197,7 @@ class Daemon:
             if self._ending.is_set():
                 return ReloadResult(False, (Mistake("", 0, "", "sockguard is ending"),), self._pool.generation)
             try:
-                new, revoked = await self._reloader.reload(self._config, self._rules_renewed)
+                new, revoked = await self._reloader.reload(self._config, self._untils.renewed)
             except SockguardError as error:
                 return self._say_refused(error)
             except Exception:  # a fault of our own must not end what guards by the old configuration
@@ -225,6 +222,7 @@ class Daemon:
     def _say_reloaded(self, new: Config, revoked: int) -> None:
         old, self._config = self._config, new
         logs.set_up(new.log.level, new.log.format)
+        self._audit.encode = _audit_form(new)
         if (old.daemon.relays, old.daemon.control, old.daemon.metrics) != (
             new.daemon.relays,
             new.daemon.control,
@@ -270,31 +268,6 @@ class Daemon:
                     self._ending.set()
             self._on_fault("the monitor has gone")
 
-    async def _watch_untils(self, since: datetime) -> None:
-        """When a rule's time passes, judge the live connections of its proxy again.
-
-        since: what ended until then is dealt with. What has come and ended since the last look is found by it, too.
-        """
-        while True:
-            renewed = self._renewed
-            ends = [at for at in self._untils(since).values() if at is not None]
-            seconds = max((min(ends) - datetime.now(UTC)).total_seconds(), 0) if ends else _CLOCK_STEP_SECONDS
-            with trio.move_on_after(min(seconds, _CLOCK_STEP_SECONDS)):
-                await renewed.wait()
-            moment = datetime.now(UTC)
-            passed = {admission for admission, at in self._untils(since).items() if at is not None and at <= moment}
-            since = moment
-            if passed:
-                self._reloader.judge_again(passed.__contains__)
-
-    def _rules_renewed(self) -> None:
-        """Others are in force: they may end sooner."""
-        self._renewed.set()
-        self._renewed = trio.Event()
-
-    def _untils(self, since: datetime) -> dict[Admission, datetime | None]:
-        return {guard.admission: next_expiry(guard.admission.proxy.rules, since) for guard in self._guards}
-
     # ── end ──
 
     async def _drain(self) -> None:
@@ -315,6 +288,10 @@ class Daemon:
         await self._pool.stop()
         for connection in self._connections:
             self._connections.ended(connection, outcome, None, None)
+
+
+def _audit_form(config: Config) -> audit.Encoder:
+    return audit.to_console if logs.use_console(config.log.format, _STDOUT) else audit.to_json
 
 
 async def _first_of(*events: trio.Event) -> None:

@@ -7,6 +7,7 @@ from time import perf_counter
 
 import trio
 
+from sockguard.config.settings import Proxy
 from sockguard.errors import SockguardError
 from sockguard.server import backend
 from sockguard.server.backend import Unavailable
@@ -35,29 +36,25 @@ class RelayDelivery:
 
     def deliver(self, connection: Connection, client: socket.socket) -> None:
         proxy = connection.admission.proxy
-        kind = socket.SOCK_SEQPACKET if proxy.protocol == "seqpacket" else socket.SOCK_STREAM
-
-        async def as_sockguard() -> socket.socket | int:
-            return backend.try_connect(proxy.backend, kind)
-
-        async def as_client() -> socket.socket | int:
-            return await self._privileges.connect_as(proxy, client)
-
         if proxy.identity == "proxy":
             start = perf_counter()
-            connected = backend.try_connect(proxy.backend, kind)
+            connected = _try_connect(proxy)
             if isinstance(connected, socket.socket):
                 self._metrics.connected(proxy.name, perf_counter() - start)
                 self._pool.hand_over(connection, client, connected)
                 return
-        attempt = as_client if proxy.identity == "client" else as_sockguard
         connection.connecting = trio.CancelScope()
-        self._nursery.start_soon(self._connect, connection, client, attempt, connection.connecting)
+        self._nursery.start_soon(self._connect, connection, client, connection.connecting)
 
-    async def _connect(
-        self, connection: Connection, client: socket.socket, attempt: backend.Attempt, scope: trio.CancelScope
-    ) -> None:
+    async def _connect(self, connection: Connection, client: socket.socket, scope: trio.CancelScope) -> None:
         start = trio.current_time()
+
+        async def attempt() -> socket.socket | int:
+            proxy = connection.admission.proxy  # as it is now: a reload may move its backend while the client waits
+            if proxy.identity == "client":
+                return await self._privileges.connect_as(proxy, client)
+            return _try_connect(proxy)
+
         connected: socket.socket | Unavailable = Unavailable("stopped", "")
         try:
             with scope:
@@ -82,3 +79,8 @@ class RelayDelivery:
             self._metrics.connected(connection.admission.proxy.name, trio.current_time() - start)
             self._pool.hand_over(connection, client, connected)
             self._pool.flush()
+
+
+def _try_connect(proxy: Proxy) -> socket.socket | int:
+    kind = socket.SOCK_SEQPACKET if proxy.protocol == "seqpacket" else socket.SOCK_STREAM
+    return backend.try_connect(proxy.backend, kind)

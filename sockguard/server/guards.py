@@ -68,12 +68,14 @@ class Guards:
         guard.socket.close()
 
     def close(self) -> None:
-        """Accept no more at all. Clients of a socket that systemd keeps wait in it for the next run."""
+        """Accept no more at all. Clients of a socket that systemd keeps wait in it for the next run.
+
+        What lives goes on to be judged by the admissions.
+        """
         self.closed = True
         for guard in self._guards.values():
             guard.accepting.cancel()
             guard.socket.close()
-        self._guards.clear()
 
     def set_options(self, proxy: Proxy) -> None:
         """Bring what a listener's connections inherit in line with its proxy."""

@@ -54,6 +54,7 @@ async def serve(
             except BaseException:
                 client.close()
                 raise
+            await trio.lowlevel.checkpoint_if_cancelled()  # an admission need not have noticed
         burst_done()
         if fault and fault != errno.ECONNABORTED:
             if fault not in _OUT_OF_SOMETHING:

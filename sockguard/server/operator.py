@@ -35,7 +35,7 @@ class ProxyStatus(TypedDict):
     users            at most MAX_USERS, most connections first
     would_deny       admitted connections that the rules of a permissive proxy would have denied
     requests_...     denied, and let through though the rules would deny them; 0 where the protocol is not inspected
-    bytes_from_...   of connections that have ended, and of live ones as far as their relay has told
+    bytes_from_...   of connections that have ended
     """
 
     name: str

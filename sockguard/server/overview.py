@@ -9,7 +9,6 @@ import trio
 
 from sockguard import __version__
 from sockguard.audit import MAX_QUEUED
-from sockguard.identity.accounts import Accounts
 from sockguard.server.connections import Connections
 from sockguard.server.guards import Guard, Guards
 from sockguard.server.operator import (
@@ -32,13 +31,12 @@ def now() -> str:
 
 
 class Overview:
-    """Looks at the daemon's parts. ``last_reload`` and ``accounts`` are the daemon's to keep current."""
+    """Looks at the daemon's parts. ``last_reload`` is the daemon's to keep current."""
 
     def __init__(
         self,
         config_file: str,
         warnings: list[str],
-        accounts: Accounts,
         guards: Guards,
         pool: RelayPool,
         connections: Connections,
@@ -47,7 +45,6 @@ class Overview:
         self._config_file = config_file
         self._warnings = warnings
         self._started = now()
-        self.accounts = accounts
         self.last_reload: ReloadStatus | None = None
         self._guards = guards
         self._pool = pool
@@ -102,7 +99,7 @@ class Overview:
             enforce=proxy.enforce,
             connections=limits.total,
             max_connections=proxy.max_connections,
-            users=[UserStatus(uid=uid, user=self.accounts.name_of(uid), connections=n) for uid, n in users],
+            users=[UserStatus(uid=uid, user=guard.admission.name_of(uid), connections=n) for uid, n in users],
             admitted=totals.admitted,
             denied=totals.denied,
             would_deny=totals.would_deny,

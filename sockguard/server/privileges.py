@@ -44,6 +44,10 @@ class Privileges(Protocol):
 
     async def read_config(self) -> tuple[Source, ...]: ...
 
+    def refuses(self, proxy: Proxy) -> str | None:
+        """Why such a proxy cannot be guarded by the rights that there are, as far as that is known beforehand."""
+        ...
+
     async def bind(self, proxy: Proxy) -> socket.socket: ...
 
     async def executable(self, client: socket.socket, pid: int) -> str | Unknown: ...
@@ -88,11 +92,14 @@ class OwnRights:
     async def read_config(self) -> tuple[Source, ...]:
         return read_sources(self._config)
 
-    async def bind(self, proxy: Proxy) -> socket.socket:
+    def refuses(self, proxy: Proxy) -> str | None:
         if proxy.identity == "client":
-            raise SockguardError(
-                f'proxy.{proxy.name}.identity: "client" needs CAP_SETUID and CAP_SETGID: start sockguard as root'
-            )
+            return f'proxy.{proxy.name}.identity: "client" needs CAP_SETUID and CAP_SETGID: start sockguard as root'
+        return None
+
+    async def bind(self, proxy: Proxy) -> socket.socket:
+        if refusal := self.refuses(proxy):
+            raise SockguardError(refusal)
         spec = listening.ListenSpec(
             proxy=proxy.name,
             kind=proxy.listen.kind.value,
@@ -155,9 +162,7 @@ class OwnRights:
             if self.relay_status(number) is None:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
-        if not self._started or not listening.outlives_us(os.environ):  # a failed start leaves nothing bound
-            for bound in self._bound.values():
-                bound.remove()
+        listening.clean_up(self._bound.values(), os.environ, started=self._started)
 
 
 class FromMonitor:
@@ -225,12 +230,16 @@ class FromMonitor:
             text = text[int(size) :]
         return tuple(sources)
 
+    def refuses(self, proxy: Proxy) -> str | None:
+        return None  # the monitor knows its rights, and says so when it is to bind or to adopt
+
     async def bind(self, proxy: Proxy) -> socket.socket:
         _, fds = await self._ask(Bind(proxy.name))
         return socket.socket(fileno=fds[0])
 
     async def executable(self, client: socket.socket, pid: int) -> str | Unknown:
         answer, _ = await self._ask(Facts(), client.fileno())
+        await trio.lowlevel.checkpoint_if_cancelled()  # the answer is waited for all the same; nobody is let in by it
         if not isinstance(answer, ProcessFacts):
             raise ChannelError(f"the monitor answered with {answer.TAG}")
         return answer.executable or Unknown(answer.unknown)

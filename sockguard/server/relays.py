@@ -6,6 +6,7 @@ handed, in the few messages of privsep/messages.py; anything else ends it.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -78,7 +79,11 @@ class RelayPool:
         """
         self._generation = Generation(self.generation + 1, config)
         for relay in self._ready:
-            self._generation.tell(relay)
+            try:
+                self._generation.tell(relay)
+            except OSError as error:  # no memfd to be had: the others go on, and this one is replaced
+                relay.fault = f"it could not be told new rules: {error.strerror}"
+                relay.channel.shutdown(socket.SHUT_RDWR)
         self._retire_what_cannot_read_it()
 
     def assign(self, connections: Iterable[Connection]) -> None:
@@ -161,17 +166,17 @@ class RelayPool:
                 raise SockguardError(f"a relay could not be started: {reason or self._how(number, relay)}")
             if self._stopping:
                 return
-            if relay is not None:
-                if relay.retiring and not relay.held:
-                    self._ready.remove(relay)
-                    return
-                await self._bury(relay, reason)
-                if relay.retiring:
-                    return
-                lost = True
-            else:
+            if relay is None:
                 log.error("a relay could not be started; trying again", reason=reason)
-                await self._privileges.end_relay(number)
+            elif relay.retiring and not relay.held:
+                self._ready.remove(relay)
+            else:
+                self._bury(relay, reason)
+                lost = True
+            with contextlib.suppress(ChannelError):  # the monitor has gone: that ends everything in order
+                await self._privileges.end_relay(number)  # it may live on behind a channel that it has closed
+            if relay is not None and relay.retiring:
+                return
             pause = 0.0 if trio.current_time() - started > _STEADY_SECONDS else min(2 * pause + 0.1, _LONGEST_PAUSE)
             await trio.sleep(pause)
 
@@ -190,6 +195,8 @@ class RelayPool:
                 raise ChannelError(message.text if isinstance(message, Fault) else self._how(number, relay))
             relay.capacity, relay.cage = message.capacity, message.cage
             while relay.generation != self.generation:  # a newer one can come into force meanwhile
+                if not protocols >= self._generation.protocols:
+                    raise ChannelError("a reload has brought a protocol that it cannot read")
                 self._generation.tell(relay)
                 message = await relay.receive()
                 if not isinstance(message, GenerationTaken):
@@ -260,15 +267,13 @@ class RelayPool:
             case _:
                 raise ChannelError(f"a {message.TAG} message out of its time")
 
-    async def _bury(self, relay: Relay, reason: str) -> None:
+    def _bury(self, relay: Relay, reason: str) -> None:
         """A relay has died, or is to: its connections are lost, and those that wait for it go to another."""
         if relay in self._ready:
             self._ready.remove(relay)
         relay.settled.set()  # nobody need wait for it
         self._waiting.extend(relay.queue)
         relay.queue.clear()
-        if reason:  # it said what it must not: it may still live
-            await self._privileges.end_relay(relay.number)
         lost = list(relay.held.values())
         relay.held.clear()
         log.error(

@@ -24,12 +24,14 @@ from sockguard.server.guards import Guards
 from sockguard.server.privileges import Privileges
 from sockguard.server.relays import RelayPool
 
+_FIXED: Final = "cannot change while the proxy runs: restart sockguard, or give it a new name and another place"
+
 READ_SECONDS: Final = 30.0
 """For reading the file: names are resolved in it, and a name service can hang. Start and reload fail after that."""
 
 
 async def read(privileges: Privileges) -> tuple[Config, Accounts]:
-    """Read and resolve the configuration. Raises ConfigError; SockguardError when a name service does not answer."""
+    """Read and resolve the configuration. Raises ConfigError; SockguardError when the accounts cannot be had."""
     sources = await privileges.read_config()
     with trio.move_on_after(READ_SECONDS):
         return await trio.to_thread.run_sync(_resolve, sources, abandon_on_cancel=True)
@@ -66,6 +68,8 @@ class Reloader:
         """
         new, accounts = await read(self._privileges)
         _refuse_what_takes_a_restart(old, new)
+        if refusals := [text for proxy in new.proxies.values() if (text := self._privileges.refuses(proxy))]:
+            raise SockguardError("\n".join(refusals))
         added = [proxy for name, proxy in new.proxies.items() if name not in old.proxies]
         removed = [name for name in old.proxies if name not in new.proxies]
         listeners = await self._bind(added)
@@ -150,7 +154,7 @@ def _refuse_what_takes_a_restart(old: Config, new: Config) -> None:
     for name in [name for name in new.proxies if name in old.proxies]:
         before, after = _place(old.proxies[name]), _place(new.proxies[name])
         mistakes += [
-            Mistake("", 0, f"proxy.{name}.{key}", "cannot change while the proxy runs: restart sockguard, or rename it")
+            Mistake("", 0, f"proxy.{name}.{key}", _FIXED)
             for key in before
             if key in after and before[key] != after[key]
         ]

@@ -294,7 +294,6 @@ def by_systemd(folder: Path, passed: socket.socket, name: str) -> dict[str, Any]
     return {"executable": str(wrapper), "env": environment, "pass_fds": [passed.fileno()]}
 
 
-@pytest.mark.root
 def test_a_start_that_fails_leaves_what_systemd_has_kept(folder: Path) -> None:
     """The socket of the run before still listens, so its file stays for the next start; that of another proxy goes."""
     with socket.socket(socket.AF_UNIX) as kept:

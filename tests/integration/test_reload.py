@@ -31,6 +31,7 @@ from tests.support.services import serving
 
 pytestmark = pytest.mark.root
 
+REMEDY = "restart sockguard, or give it a new name and another place"
 BOTH = "allow = [{ users = [4242, 4243] }]"
 
 # Argument: a path. Short connections until standard input ends; prints how many, or what went wrong with one.
@@ -247,7 +248,7 @@ def test_what_takes_a_restart(subject: Subject, key: str, rules: str, replaced: 
     """A running proxy keeps its place, its type and its mode; the refusal names the key and the way."""
     before = (subject.folder / "echo").stat()
     (line,) = subject.refused(proxy(subject.folder, "echo", f"{BOTH}\n{rules}", **replaced))
-    assert line == f"proxy.echo.{key}: cannot change while the proxy runs: restart sockguard, or rename it"
+    assert line == f"proxy.echo.{key}: cannot change while the proxy runs: {REMEDY}"
     assert (subject.folder / "echo").stat() == before
     assert someone(4242)(subject.folder / "echo") == "ping"
 

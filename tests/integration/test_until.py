@@ -70,6 +70,27 @@ def test_until_passes_while_a_reload_goes_on(folder: Path) -> None:
         assert (one.do("ask"), two.do("ask")) == ("closed", "closed")
 
 
+def test_until_passes_while_the_daemon_ends(folder: Path) -> None:
+    """Told to end, it lets connections finish, but for those whose rule ends meanwhile."""
+    for lead in (3, 10, 30, 90):
+        end = datetime.now(UTC) + timedelta(seconds=lead)
+        config = f"""[daemon]
+drain_timeout = "1h"
+[proxy.brief]
+allow = [{{ users = [4242], until = {end:%Y-%m-%dT%H:%M:%SZ} }}]
+"""
+        with guarding(folder, config) as guard, Client(4242, 4242) as client:
+            if client.meet(guard.path("brief")) != "ping":
+                continue
+            guard.daemon.process.send_signal(signal.SIGTERM)
+            ended = guard.daemon.wait_for("connection_closed", seconds=100)
+            assert ended["outcome"] == "revoked"
+            assert client.do("ask") == "closed"
+            assert guard.daemon.process.wait(20) == 0
+            return
+    raise AssertionError("the daemon never started in time")
+
+
 def check_end(guard: Guard, client: Client, lasting: socket.socket) -> None:
     def of(uid: int) -> Callable[[Event], bool]:
         return lambda event: event["uid"] == uid

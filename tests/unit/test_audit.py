@@ -105,6 +105,21 @@ def test_one_event_is_one_line(fields: dict[str, str], user: str) -> None:
     assert json.loads(to_json(event)) == event == before
 
 
+def test_another_form(pipe: tuple[int, int]) -> None:
+    """Events from then on have it; those before are written as they were told, and the numbers go on."""
+    log = Log(pipe[1]).log
+    log.emit("first")
+    log.encode = to_console
+    log.emit("second")
+    log.encode = to_json
+    log.emit("third")
+    log.start()
+    assert log.close(SECONDS)
+    first, second, third = os.read(pipe[0], 1 << 16).splitlines()
+    assert (json.loads(first)["seq"], json.loads(third)["seq"]) == (1, 3)
+    assert second.split()[1:] == [b"second"]
+
+
 def test_console_line() -> None:
     """A line for a person: time of day, what, which proxy and connection, the rest; a value cannot pose as a field."""
     event: audit.Event = {

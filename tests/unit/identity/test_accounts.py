@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import pwd
+from pathlib import Path
 
 import pytest
 
+from sockguard.errors import SockguardError
 from sockguard.identity import accounts
 from sockguard.identity.accounts import Accounts
 
@@ -117,6 +119,13 @@ def test_overlapping_ranges() -> None:
     known = Accounts(USERS, (), "alice:100000:1000\nbob:100100:100\nbob:100300:1\n")
     asked = (100_099, 100_100, 100_199, 100_200, 100_300, 100_301, 100_999, 101_000)
     assert [known.owner_of_subuid(uid) for uid in asked] == [1000, 1001, 1001, 1000, 1001, 1000, 1000, None]
+
+
+def test_subuid_file_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """That is said: without it nobody would know whom sub-uids count for."""
+    monkeypatch.setattr(accounts, "SUBUID_FILE", str(tmp_path))
+    with pytest.raises(SockguardError, match="cannot be read: Is a directory"):
+        Accounts.from_system()
 
 
 def test_machine_without_subuid_file(monkeypatch: pytest.MonkeyPatch) -> None:

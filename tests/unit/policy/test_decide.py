@@ -147,6 +147,12 @@ def test_wants() -> None:
     assert wants([rule(sets=sets)]) == Wants(executable=True, label=True)
 
 
+def test_groups_that_make_a_difference() -> None:
+    """Those that a rule or a named set of one names; and the one that may stand for any of them."""
+    sets = (NamedWho("s", Who(groups=frozenset({6}))),)
+    assert wants([rule(Who(groups=frozenset({5}))), rule(sets=sets)]) == Wants(groups=frozenset({5, 6, OVERFLOW_ID}))
+
+
 def test_reasons() -> None:
     """A verdict names the rule, and for a deny on an unknown fact says which and why."""
     deny = rule(action=Action.DENY)

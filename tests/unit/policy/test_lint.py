@@ -221,11 +221,12 @@ def test_whatever_is_called_covered_is(own: Who, sets: tuple[NamedWho, ...], by:
 def test_what_a_protocol_says_of_its_requests() -> None:
     """Under its rule, with a remedy; of rules that hold and on a proxy of that protocol only."""
     create = ({"methods": ["POST"], "path": "/containers/create"},)
+    podman = ({"methods": ["POST"], "path": "/libpod/containers/create"},)
     rules = [
         allow(users(1), what=create),
         allow(users(2), "b", what=create, until=NOW - timedelta(days=1)),
         allow(users(3), "c"),
-        deny(users(4), what=create),
+        deny(users(4), what=create + podman),
     ]
 
     def of_http(**options: Any) -> list[Finding]:

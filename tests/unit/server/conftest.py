@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import SimpleNamespace
 from typing import Any, Final, TypeVar, cast
 
 import pytest
 import trio
 
 from sockguard.audit import AuditLog, to_json
+from sockguard.config.read import Source
 from sockguard.config.settings import Config, Daemon, Listen, ListenKind, Log, Proxy
 from sockguard.errors import SockguardError
 from sockguard.identity.accounts import Accounts
@@ -34,10 +36,12 @@ from sockguard.privsep.messages import (
 from sockguard.relay.options import GenerationContent, read_generation
 from sockguard.server.admission import Admission
 from sockguard.server.connections import Connection, Connections
+from sockguard.server.guards import Guards
 from sockguard.server.metrics import NullMetrics
 from sockguard.server.privileges import Privileges
 from sockguard.server.record import Record
 from sockguard.server.relays import RelayPool
+from sockguard.server.reload import Reloader
 
 SECONDS: Final = 10.0
 M = TypeVar("M", bound=Message)
@@ -84,6 +88,7 @@ class Relays:
     def __init__(self) -> None:
         self.ends: list[socket.socket] = []
         self.killed: list[int] = []
+        self.protocols: list[str] = []  # that each was to read
         self.fail_from = 1_000_000
 
     async def spawn_relay(self, number: int, protocols: str) -> socket.socket:
@@ -93,6 +98,7 @@ class Relays:
         ours, theirs = channel.pair()
         theirs.setblocking(False)
         self.ends.append(theirs)
+        self.protocols.append(protocols)
         channel.send(theirs, Hello(100))
         return ours
 
@@ -217,6 +223,52 @@ class Control:
             self.pool.close(connection, "stopped")
         for sock in (*self._others, *self.relays.ends):
             sock.close()
+
+
+class Doors:
+    """The guards of a daemon without their listeners (a fake: nobody connects here)."""
+
+    closed = False
+
+    def __init__(self, admissions: dict[str, Admission]) -> None:
+        self._guards = {name: SimpleNamespace(admission=admission) for name, admission in admissions.items()}
+
+    def __iter__(self) -> Iterator[SimpleNamespace]:
+        return iter(list(self._guards.values()))
+
+    def get(self, name: str) -> SimpleNamespace | None:
+        return self._guards.get(name)
+
+    def remove(self, name: str) -> None:
+        del self._guards[name]
+
+    def set_options(self, proxy: Proxy) -> None:
+        return
+
+
+class File:
+    """A configuration to be read, and nothing else that needs privilege."""
+
+    text = ""
+
+    async def read_config(self) -> tuple[Source, ...]:
+        return (Source("/etc/sockguard/sockguard.toml", self.text.encode()),)
+
+    def refuses(self, proxy: Proxy) -> str | None:
+        return None
+
+    async def adopt(self) -> None:
+        return
+
+    async def unbind(self, name: str) -> None:
+        return
+
+
+def reloader(made: Control, file: File) -> Reloader:
+    doors = cast(Guards, Doors(made.admissions))
+    return Reloader(
+        cast(Privileges, file), doors, made.pool, made.connections, lambda proxy, accounts: made.admission(proxy)
+    )
 
 
 Make = Callable[..., AbstractAsyncContextManager[Control]]

@@ -77,6 +77,25 @@ async def test_a_client_in_mid_admission_is_closed_at_the_end(door: tuple[socket
         assert await has_ended(client)
 
 
+async def test_ended_while_an_admission_cannot_be_interrupted(door: tuple[socket.socket, Path]) -> None:
+    """Told to end, and its listener closed, while a question waits for its answer come what may: it just ends."""
+    asked, answer = trio.Event(), trio.Event()
+
+    async def arrive(client: socket.socket) -> None:
+        with trio.CancelScope(shield=True):
+            asked.set()
+            await answer.wait()
+        client.close()
+
+    with connected(door[1]):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(listener.serve, "p", door[0], arrive, lambda: None, at_once)
+            await asked.wait()
+            nursery.cancel_scope.cancel()
+            door[0].close()
+            answer.set()
+
+
 async def test_ended_before_it_began(door: tuple[socket.socket, Path]) -> None:
     """Cancelled, and its listener closed, before its first step: it just ends."""
 

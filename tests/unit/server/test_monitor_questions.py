@@ -52,3 +52,29 @@ async def test_question_that_nobody_waits_for() -> None:
             nursery.cancel_scope.cancel()
         privileges.close()
     assert found == ["/usr/bin/second"]
+
+
+async def test_answer_for_one_who_is_to_end() -> None:
+    """Whoever is to end while the monitor looks a program up hears of that, not of the program: nobody is let in."""
+    ours, monitor = channel.pair()
+    client, _peer = socket.socketpair()
+    privileges = FromMonitor(ours)
+    found = []
+
+    async def ask(scope: trio.CancelScope) -> None:
+        with scope:
+            found.append(await privileges.executable(client, os.getpid()))
+
+    with monitor, client, _peer:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(privileges.run)
+            scope = trio.CancelScope()
+            nursery.start_soon(ask, scope)
+            await _next_question(monitor)
+            scope.cancel()
+            channel.send(monitor, ProcessFacts("/usr/bin/program", ""))
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        privileges.close()
+    assert scope.cancelled_caught
+    assert found == []

@@ -8,9 +8,21 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from sockguard.errors import ChannelError
 from sockguard.privsep import channel
-from sockguard.privsep.messages import Closed, ConnectionsTaken, Fault, GenerationTaken, Hello, Message
-from tests.unit.server.conftest import Make, Relays, config
+from sockguard.privsep.messages import (
+    Closed,
+    ConnectionsTaken,
+    Credits,
+    Fault,
+    Generation,
+    GenerationTaken,
+    Hello,
+    Message,
+    Requests,
+)
+from sockguard.server.metrics import Metrics
+from tests.unit.server.conftest import Make, Relays, allow, config, proxy
 
 
 @pytest.fixture
@@ -61,11 +73,94 @@ async def test_uninvited_descriptors_end_the_relay(relays: Relays) -> None:
 
 
 async def test_a_relay_that_just_ends_is_replaced(relays: Relays) -> None:
-    """Also one that says why; there is nothing left to kill then."""
+    """Also one that says why. It is killed all the same: that its channel has ended says nothing of its process."""
     channel.send(relays.ends[0], Fault("Traceback: out of luck"))
     relays.ends[0].close()
     await relays.started(2)
-    assert relays.killed == []
+    assert relays.killed == [1]
+
+
+async def test_an_empty_packet_ends_the_relay(relays: Relays) -> None:
+    """It reads like the end of the channel, but the relay that sent it lives."""
+    relays.ends[0].send(b"")
+    await relays.started(2)
+    assert relays.killed == [1]
+
+
+async def test_a_relay_that_retires_is_gone_for_good(control: Make) -> None:
+    """Where a protocol has come, the relay that cannot read it ends, whatever it does behind its channel."""
+    async with control(config()) as made:
+        made.pool.new_generation(config(proxy("web", allow("a"))))
+        made.relays.ends[0].close()
+        await made.relays.started(2)
+        await made.until(lambda: bool(made.relays.killed))
+        assert made.relays.killed == [1]
+
+
+async def test_connections_of_dead_relays_are_told_though_the_monitor_has_gone(
+    control: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody can kill a relay then, and everything ends; but what ends has its events."""
+
+    async def gone(_: int) -> None:
+        raise ChannelError("the monitor has gone")
+
+    async with control(config(proxy("web", allow("a"))), 2) as made:
+        for relay in (0, 1):
+            made.admit(1)
+            await made.relays.told(Credits, relay)
+            await made.relays.handed(relay)
+        monkeypatch.setattr(made.relays, "end_relay", gone)
+        for end in made.relays.ends:
+            end.close()
+        await made.until(lambda: not len(made.connections))
+        assert [event["outcome"] for event in made.audit.named("connection_closed")] == ["relay_lost"] * 2
+
+
+@pytest.mark.parametrize("number", [2**63, 10**400], ids=["2**63", "10**400"])
+async def test_more_bytes_than_can_be_end_the_relay(control: Make, number: int) -> None:
+    """Totals, metrics and whoever reads JSON go on with numbers that are some."""
+    async with control(config(proxy("web", allow("a")))) as made:
+        made.record.metrics = Metrics()
+        connection = made.admit(1)
+        await made.relays.told(Credits)
+        await made.relays.handed()
+        made.relays.say(Closed(((connection.number, 0, number, "closed", ""),)))
+        await made.relays.started(2)
+        assert made.relays.killed == [1]
+        assert made.record.of("web").bytes_from_backend == 0
+
+
+async def test_what_a_relay_said_before_it_died_is_heard(control: Make) -> None:
+    """Also where it has left something unread: the kernel says "reset" first, and has its last words behind that."""
+    async with control(config(proxy("web", allow("a")))) as made:
+        connection = made.admit(1)
+        await made.relays.told(Credits)
+        await made.relays.handed()
+        (relay,) = made.pool
+        await made.until(lambda: not relay.batch)
+        made.relays.say(Requests(((connection.number, "denied", "a", "why", "GET /"),)))
+        made.relays.say(Closed(((connection.number, 10, 20, "closed", ""),)))
+        made.admit(1)  # unread
+        made.relays.ends[0].close()
+        await made.relays.started(2)
+        assert [event["request"] for event in made.audit.named("request_denied")] == ["GET /"]
+        assert [event["outcome"] for event in made.audit.named("connection_closed")] == ["closed", "relay_lost"]
+
+
+async def test_a_protocol_that_comes_while_a_relay_starts(control: Make) -> None:
+    """It has not loaded that protocol and never can: another one is started instead."""
+    async with control(config()) as made:
+        made.relays.ends[0].close()
+        await made.until(lambda: len(made.relays.ends) == 2)
+        message, fds = await made.relays.next(1)
+        channel.close_all(fds)
+        made.pool.new_generation(config(proxy("web", allow("a"))))
+        assert isinstance(message, Generation)
+        made.relays.say(GenerationTaken(message.number), 1)
+        await made.relays.started(3)
+        assert made.relays.protocols == ["", "", "http"]
+        assert made.relays.killed == [1, 2]
 
 
 async def test_a_relay_that_cannot_be_started_is_tried_again(relays: Relays) -> None:
@@ -73,4 +168,4 @@ async def test_a_relay_that_cannot_be_started_is_tried_again(relays: Relays) -> 
     relays.fail_from = 2
     relays.ends[0].close()
     await relays.started(2)
-    assert relays.killed == [2]  # there may have been one, half started
+    assert relays.killed == [1, 2]  # there may have been one, half started

@@ -6,23 +6,15 @@ import os
 import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from types import SimpleNamespace
-from typing import cast
 
 import pytest
 import trio
 
-from sockguard.config.read import Source
-from sockguard.config.settings import Proxy
 from sockguard.identity.peer import Peer, Unknown
 from sockguard.policy.rule import Action, Rule, Who
 from sockguard.privsep.messages import Assign, Close, Credits, RuleSets
 from sockguard.server import admission
-from sockguard.server.admission import Admission
-from sockguard.server.guards import Guards
-from sockguard.server.privileges import Privileges
-from sockguard.server.reload import Reloader
-from tests.unit.server.conftest import Control, Make, allow, config, deny, proxy
+from tests.unit.server.conftest import Control, File, Make, allow, config, deny, proxy, reloader
 
 GET = ({"path": "/x"},)
 UID = os.geteuid()
@@ -88,49 +80,6 @@ def test_the_memo_forgets_when_a_rule_ends(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 # ── live connections ──
-
-
-class Doors:
-    """The guards of a daemon without their listeners (a fake: nobody connects here)."""
-
-    closed = False
-
-    def __init__(self, admissions: dict[str, Admission]) -> None:
-        self._guards = {name: SimpleNamespace(admission=admission) for name, admission in admissions.items()}
-
-    def __iter__(self) -> Iterator[SimpleNamespace]:
-        return iter(list(self._guards.values()))
-
-    def get(self, name: str) -> SimpleNamespace | None:
-        return self._guards.get(name)
-
-    def remove(self, name: str) -> None:
-        del self._guards[name]
-
-    def set_options(self, proxy: Proxy) -> None:
-        return
-
-
-class File:
-    """A configuration to be read, and nothing else that needs privilege."""
-
-    text = ""
-
-    async def read_config(self) -> tuple[Source, ...]:
-        return (Source("/etc/sockguard/sockguard.toml", self.text.encode()),)
-
-    async def adopt(self) -> None:
-        return
-
-    async def unbind(self, name: str) -> None:
-        return
-
-
-def reloader(made: Control, file: File) -> Reloader:
-    doors = cast(Guards, Doors(made.admissions))
-    return Reloader(
-        cast(Privileges, file), doors, made.pool, made.connections, lambda proxy, accounts: made.admission(proxy)
-    )
 
 
 WEB = """
