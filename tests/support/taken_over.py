@@ -198,7 +198,7 @@ def taken_over(hands: Hands, attempt: str) -> type:
     """What stands in place of the relay's loop."""
 
     class Attacker:
-        def __init__(self, control: socket.socket) -> None:
+        def __init__(self, control: socket.socket, files: int) -> None:
             self._control = control
 
         def run(self) -> None:
