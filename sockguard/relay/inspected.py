@@ -1,27 +1,20 @@
 """A connection of a protocol that is read: what drives an inspector (protocols/base.py). Knows no protocol itself.
 
-Each side is read a chunk at a time and shown to the inspector; what the inspector sends goes out at once, or waits
-(outbox.py), bounded: a side is not read while what comes from it could not be taken. What a verdict rests on is read
-once, into memory that no client can reach, and sent from there.
-
-All descriptors are edge-triggered, as in stream.py: a side is read until it is dry or has to wait.
+Each side is read a chunk at a time and shown to the inspector (inspected_side.py); what the inspector sends goes out at
+once, or waits (outbox.py), bounded: a side is not read while what comes from it could not be taken.
 """
 
 from __future__ import annotations
 
-import select
 import socket
-from collections import deque
 from collections.abc import Callable, Sequence
 from math import ceil
 from typing import TYPE_CHECKING, Final
 
-from sockguard.privsep.channel import close_all, received_fds
-from sockguard.privsep.messages import MAX_FDS, MAX_OVERDRAFT
+from sockguard.privsep.channel import close_all
 from sockguard.protocols.base import (
     BACKEND,
     CLIENT,
-    FOREVER,
     Inspector,
     Kind,
     RequestRules,
@@ -30,21 +23,13 @@ from sockguard.protocols.base import (
     Start,
 )
 from sockguard.protocols.registry import inspector_of
-from sockguard.relay.ancillary import CONTROL_BYTES, CUT, READ, sender
 from sockguard.relay.faults import place_of
+from sockguard.relay.inspected_side import InspectedSide
 from sockguard.relay.options import TICK_SECONDS, Options
-from sockguard.relay.outbox import Data, Outbox
-from sockguard.relay.stream import CHUNK
+from sockguard.relay.outbox import Data
 
 if TYPE_CHECKING:
     from sockguard.relay.loop import Loop
-
-MAX_UNREAD_REPLIES: Final = 1024 * 1024
-"""Bytes that wait for a client before its requests are read no further. More than none, since a client may write a
-long request before it reads: only what we answer by ourselves adds up here, the service is not read meanwhile."""
-
-MAX_WAITING_FDS: Final = 2 * MAX_FDS
-"""fds of one side that the inspector has not sent on or dropped yet."""
 
 FDS_SECONDS: Final = 150.0
 """For the rest of a message whose fds are there; dbus-daemon's pending_fd_timeout. One of them may be the client's own
@@ -54,17 +39,7 @@ LINGER_SECONDS: Final = 5.0
 """For what was sent before the end to be taken, unless it is a plain one: what a peer sent before it went waits for
 its reader for as long as that is there, as it would in the kernel."""
 
-LEAST_CREDIT: Final = (0, -(MAX_OVERDRAFT // 2))
-"""Of CLIENT and BACKEND: with no more credit that side is not read. Answers need none, so the service is read without
-any; but what other peers of it say may be told too, and must not take what one reading of a client can need."""
-
 _PLAIN_ENDS: Final = frozenset({"closed", "client_reset", "backend_reset"})
-_READABLE: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
-_END: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
-_GONE: Final = select.EPOLLHUP | select.EPOLLERR
-
-_view: Final = memoryview(bytearray(CHUNK))  # one buffer for the whole process
-_views: Final = [_view]
 
 
 class InspectedLink:
@@ -257,244 +232,3 @@ class InspectedLink:
             self.loop.forget(side.fd)
             side.close()
         self.loop.link_ended(self.number, self.client.received, self.backend.received, self._outcome, self._why)
-
-
-class InspectedSide(Outbox):
-    """One of the two sockets: what is read from it, and what waits to be written to it.
-
-    paused    not read until the inspector says so, but for what passes
-    inspect   the inspector's ``received``
-    rest      what was shown and is not used yet; ``stuck``: showing it again is of no use before more comes
-    fds       that came here and were neither sent on nor dropped yet; none was since the tick ``fds_since``
-    passing   bytes still to come that go to ``other`` unseen; FOREVER: all
-    sender    the only uid that may send here; -1: any
-    ending    the peer sends nothing more after what is queued (EPOLLRDHUP); ended: all of that was read
-    gone      the peer can neither send nor receive any more (EPOLLHUP)
-    """
-
-    __slots__ = (
-        "ended",
-        "ending",
-        "fds",
-        "fds_since",
-        "gone",
-        "index",
-        "inspect",
-        "passing",
-        "paused",
-        "read",
-        "received",
-        "reset_outcome",
-        "rest",
-        "sender",
-        "stuck",
-    )
-
-    inspect: Callable[[Source, memoryview, int], int]
-
-    def __init__(self, link: InspectedLink, sock: socket.socket, index: Source, only_from: int) -> None:
-        super().__init__(link, sock)
-        self.index = index
-        self.sender = only_from
-        if only_from >= 0:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)  # as stream.Side.only_from
-        self.reset_outcome = "client_reset" if index == CLIENT else "backend_reset"
-        self.received = self.passing = self.fds_since = 0
-        self.rest = bytearray()
-        self.fds: deque[int] = deque()
-        self.paused = self.stuck = self.ending = self.ended = self.gone = False
-        self.read = sock.recvmsg_into
-
-    def on_events(self, events: int) -> None:
-        """What epoll says about this socket."""
-        if events & select.EPOLLPRI:  # MSG_OOB: no protocol here has a place for it
-            self.link.end("urgent_refused", clean=False)
-            return
-        if events & _END:
-            self.ending = True
-            if events & _GONE:
-                self.gone = True
-                if events & select.EPOLLERR and self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-                    self.broken = True
-        if self.out and events & (select.EPOLLOUT | _GONE):
-            self.retry()
-        if events & _READABLE and not self.closed:
-            self.pump()
-
-    # ── reading ──
-
-    def pump(self) -> None:
-        """Read and show one chunk at most; more of it after the others had their turn."""
-        link = self.link
-        if (self.other.out or link.ending or self.paused or self.queued or link.loop.credit <= 0) and self._must_wait():
-            return
-        if self.stuck or self.ended or self.rest:
-            if self.rest and not self.stuck:
-                self._show_rest()
-                if link.ending or self._must_wait():
-                    return
-            if self.ended or (self.stuck and len(self.rest) >= link.inspector.max_buffer):
-                if self.gone and (not self.ended or self.index == CLIENT or self.passing == FOREVER):
-                    link.end("closed")  # nobody is there any more for what the inspector waits for
-                return
-        passing = self.passing
-        wanted = passing if 0 < passing < CHUNK else CHUNK
-        try:
-            read = self.read  # what a slot holds is called faster by a local name
-            length, control, flags, _ = read(_views if wanted == CHUNK else [_view[:wanted]], CONTROL_BYTES, READ)
-        except BlockingIOError:
-            if self.deaf and self.index == CLIENT:  # all is heard that it had to say, and it hears no answer
-                link.end(self.reset_outcome)
-            return
-        except ConnectionResetError:
-            self.broken = self.gone = True
-            self._end_of_stream()
-            return
-        if (control or flags & CUT) and not self._take_control(length, control, flags):
-            return
-        if not length:
-            self._end_of_stream()
-            return
-        self.received += length
-        link.seen = link.loop.tick
-        if passing:
-            self._pass(_view[:length])
-        elif self.rest:
-            self.rest += _view[:length]
-            self._show_rest()
-        else:
-            shown = _view[:length]
-            self.stuck = True  # these lines are _show, and save its call
-            inspect = self.inspect
-            used = inspect(self.index, shown, len(self.fds))
-            if used:
-                self.stuck = False
-            if used < length:
-                used = self._go_on(shown, used)
-                self.rest += shown[used:]
-        if length == wanted or control or self.ending:
-            link.loop.again(self)
-
-    def _must_wait(self) -> bool:
-        link = self.link
-        if self.other.out or link.ending or (self.paused and not self.passing):
-            return True
-        if self.passing == FOREVER:
-            return False
-        return self._wants_credit() or self.queued > MAX_UNREAD_REPLIES
-
-    def _wants_credit(self) -> bool:
-        """Is there too little to show what has come here? Then it goes on when there is some again."""
-        loop = self.link.loop
-        if loop.credit > LEAST_CREDIT[self.index]:
-            return False
-        loop.wait_for_credit(self)
-        return True
-
-    def _take_control(self, length: int, control: list[tuple[int, int, bytes]], flags: int) -> bool:
-        """What came with the bytes. False when it has ended the connection."""
-        fds = received_fds(control)
-        link = self.link
-        outcome = ""
-        if flags & CUT or (fds and link.loop.crowded(fds)):
-            outcome = "out_of_files"
-        elif self.sender >= 0 and length and sender(control) != self.sender:
-            outcome = "sender_changed"
-        elif fds and link.options.refuse_fds:
-            outcome = "fds_refused"
-        elif len(self.fds) + len(fds) > MAX_WAITING_FDS:
-            outcome = "limit"
-        if outcome:
-            close_all(fds)
-            link.end(outcome, clean=False)
-            return False
-        if fds and not self.fds:
-            self.fds_since = link.loop.tick
-            link.loop.time(link)
-        self.fds.extend(fds)
-        return True
-
-    def take_fds(self, count: int) -> list[int]:
-        """The first ``count`` that wait, or what there is of them, for the caller to keep or to close."""
-        taken = [self.fds.popleft() for _ in range(min(count, len(self.fds)))]
-        if taken:
-            self.fds_since = self.link.loop.tick
-        return taken
-
-    def _pass(self, data: memoryview, *, followed: bool = False) -> None:
-        """Pass it on. followed: by more that has come already; fds come with the last of what a reading gives."""
-        if self.passing == FOREVER:
-            fds = list(self.fds)
-            self.fds.clear()
-            self.other.write_fds(data, fds)
-        elif self.fds and not followed:
-            self.link.end("malformed" if self.index == CLIENT else "backend_malformed", "descriptors amid a message")
-        else:
-            self.other.write(data)
-            self.passing -= len(data)
-            if not self.passing:
-                self.other.release()
-
-    def _show_rest(self) -> None:
-        rest = self.rest
-        with memoryview(rest) as view:
-            used = self._show(view)
-            if used < len(view):
-                used = self._go_on(view, used)
-        del rest[:used]  # a BufferError when the inspector has kept a view
-
-    def _show(self, data: memoryview) -> int:
-        """Show it to the inspector; give how much is used."""
-        self.stuck = True  # unless the inspector uses it, or asks to be shown the rest again
-        used = self.inspect(self.index, data, len(self.fds))
-        if used:
-            self.stuck = False
-        return used
-
-    def _go_on(self, data: memoryview, used: int) -> int:
-        """Some of it was used, or none: show the rest, or let it pass, while there is any use in it."""
-        link = self.link
-        end = len(data)
-        start, count = used, used
-        while count or self.passing:
-            if start == end or link.ending:
-                return end
-            if self.passing:
-                count = end - start if self.passing == FOREVER else min(self.passing, end - start)
-                self._pass(data[start : start + count], followed=start + count < end)
-            elif self.paused or self._wants_credit():
-                break
-            else:
-                count = self._show(data[start:])
-            start += count
-        return start
-
-    def _end_of_stream(self) -> None:
-        link = self.link
-        self.ended = True
-        if self.passing == FOREVER:
-            self.other.shut_down()
-            if self.gone or self.other.ended:
-                link.end("closed")
-        else:
-            link.guarded(lambda: link.inspector.eof(self.index))
-        if self.gone and self.index == CLIENT:
-            link.end("closed")
-
-    # ── writing ──
-
-    def retry(self) -> None:
-        """Write what waits; if all of it goes, read on what was not read meanwhile."""
-        if not self.closed and self.flush():
-            self.link.flushed()
-            if not self.closed:
-                self.other.pump()
-            if not self.closed:
-                self.pump()
-
-    def close(self) -> None:
-        self._forget_out()
-        close_all(self.fds)
-        self.fds.clear()
-        self.closed = self.deaf = True
-        self.sock.close()

@@ -19,7 +19,8 @@ from sockguard.relay.ancillary import untaken
 from sockguard.relay.stream import FOR_NOW, MAX_IN_FLIGHT, READ_EVENTS
 
 if TYPE_CHECKING:
-    from sockguard.relay.inspected import InspectedLink, InspectedSide
+    from sockguard.relay.inspected import InspectedLink
+    from sockguard.relay.inspected_side import InspectedSide
 
 _WRITE_EVENTS: Final = READ_EVENTS | select.EPOLLOUT
 

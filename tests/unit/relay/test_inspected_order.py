@@ -13,7 +13,7 @@ import pytest
 
 from sockguard.privsep import channel
 from sockguard.privsep.messages import Close, Credits
-from sockguard.relay import inspected, outbox
+from sockguard.relay import inspected, inspected_side, outbox
 from tests.unit.relay.lines import Control, configured, read, running, send_fd
 
 
@@ -27,7 +27,7 @@ def test_a_client_is_read_again_when_what_waited_behind_a_body_has_gone(
     control: Control, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All of it goes at once, so no event of the socket will tell of it."""
-    monkeypatch.setattr(inspected, "MAX_UNREAD_REPLIES", 1000)
+    monkeypatch.setattr(inspected_side, "MAX_UNREAD_REPLIES", 1000)
     client, backend = control.link()
     backend.sendall(b"body 10\n")
     assert read(client, 8) == b"body 10\n"
