@@ -110,17 +110,16 @@ class InspectedSide(Outbox):
     def pump(self) -> None:
         """Read and show one chunk at most; more of it after the others had their turn."""
         link = self.link
-        if (self.other.out or link.ending or self.paused or self.queued or link.loop.credit <= 0) and self._must_wait():
+        if (
+            self.rest
+            or self.other.out
+            or link.ending
+            or self.paused
+            or self.queued
+            or self.ended
+            or link.loop.credit <= 0
+        ) and not self._may_read():
             return
-        if self.stuck or self.ended or self.rest:
-            if self.rest and not self.stuck:
-                self._show_rest()
-                if link.ending or self._must_wait():
-                    return
-            if self.ended or (self.stuck and len(self.rest) >= link.inspector.max_buffer):
-                if self.gone and (not self.ended or self.index == CLIENT or self.passing == FOREVER):
-                    link.end("closed")  # nobody is there any more for what the inspector waits for
-                return
         passing = self.passing
         wanted = passing if 0 < passing < CHUNK else CHUNK
         try:
@@ -158,6 +157,21 @@ class InspectedSide(Outbox):
                 self.rest += shown[used:]
         if length == wanted or control or self.ending:
             link.loop.again(self)
+
+    def _may_read(self) -> bool:
+        """Is there room for more, and any use in it? What is kept is shown first."""
+        link = self.link
+        if self._must_wait():
+            return False
+        if self.rest and not self.stuck:
+            self._show_rest()
+            if link.ending or self._must_wait():
+                return False
+        if self.ended or (self.stuck and len(self.rest) >= link.inspector.max_buffer):
+            if self.gone and (not self.ended or self.index == CLIENT or self.passing == FOREVER):
+                link.end("closed")  # nobody is there any more for what the inspector waits for
+            return False
+        return True
 
     def _must_wait(self) -> bool:
         link = self.link

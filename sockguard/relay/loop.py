@@ -89,14 +89,9 @@ class Loop:
         wait = self._epoll.poll
         sides = self._sides
         control_fd = self._control.fileno()
+        timeout = -1.0
         while True:
-            if self._again:
-                timeout = 0.0
-            elif self._timed or self._later or self._behind:
-                timeout = TICK_SECONDS
-            else:
-                timeout = -1.0
-            events = wait(timeout, _EVENTS_PER_WAKE)
+            events = wait(0.0 if self._again else timeout, _EVENTS_PER_WAKE)
             message_waits = False
             for fd, what in events:
                 if fd == control_fd:
@@ -116,10 +111,14 @@ class Loop:
                 self._pump(again)
             if self._timed or self._later or self._behind:
                 self._on_time()
+                timeout = TICK_SECONDS
             else:
                 self._next_tick = 0.0
-            if message_waits and not self._on_channel():  # last: new links must not meet events of old fds
-                return
+                timeout = -1.0
+            if message_waits:  # last: new links must not meet events of old fds
+                if not self._on_channel():
+                    return
+                timeout = TICK_SECONDS  # some may wait for the clock now
             if self._ended or self._requests or self._outbox:
                 self._tell()
                 if self._stopping and not self._outbox:

@@ -37,6 +37,7 @@ class DbusInspector:
             raise TypeError("what is shared is another's")
         self._read = headers.read
         self._traffic = Traffic(start)
+        self._judges = self._traffic.from_client, self._traffic.from_bus  # by CLIENT and BACKEND
         self._skip = [0, 0]  # bytes still to come of a message that does not pass
         self._left = [0, 0]  # fds that came with what was left unused
 
@@ -56,7 +57,7 @@ class DbusInspector:
             return self._authenticate(source, data)
         effects, read, to = self._effects, self._read, 1 - source
         traffic = self._traffic
-        judge = traffic.from_client if source == CLIENT else traffic.from_bus
+        judge = self._judges[source]
         end = len(data)
         at = run = self._skipped(source, end) if self._skip[source] else 0
         try:
