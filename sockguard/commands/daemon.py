@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 
 from sockguard.commands.options import add_config
 from sockguard.errors import SockguardError
@@ -36,3 +37,5 @@ def _hold_standard_descriptors() -> None:
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(fd, True)
     os.close(fd)
+    if sys.stderr is None:  # as Python has it where 2 was closed
+        sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.daemon import REPO, Daemon
+from tests.support.clients import exchange
+from tests.support.daemon import REPO, Daemon, running
 from tests.support.identities import (
     PYTHON,
     REFUSED,
@@ -25,6 +26,7 @@ from tests.support.identities import (
     someone,
     status,
 )
+from tests.support.services import serving
 
 pytestmark = pytest.mark.root
 
@@ -145,3 +147,15 @@ def test_owner_of_a_socket_is_refused_by_name(folder: Path) -> None:
         text = f"proxy.{name}.listen: {folder}/{name}: owner and group need CAP_CHOWN: start as root, or leave them out"
         assert text in daemon.stderr()
     assert not {"plain", "owned", "grouped"} & {path.name for path in folder.iterdir()}
+
+
+def test_standard_error_that_is_closed(folder: Path) -> None:
+    """Without a monitor it is control itself that was started so: it serves, and what it would say goes nowhere."""
+    os.chown(folder, 4242, 4242)
+    config = folder / "sockguard.toml"
+    config.write_text(
+        f'[proxy.p]\nlisten = "{folder}/public"\nbackend = "{folder}/private"\nallow = [{{ users = [0] }}]\n'
+    )
+    how = {**run_as(folder, 4242, 4242), "preexec_fn": lambda: os.close(2)}
+    with serving(folder / "private"), running(config, folder / "public", **how):
+        assert exchange(folder / "public", b"guarded\n") == "guarded"
