@@ -17,7 +17,7 @@ from typing import Final
 import pytest
 
 from tests.support.dbus import ECHO, OBJECT, SECRET
-from tests.support.dbus_stage import People, Stage, Way, people, stages
+from tests.support.dbus_stage import People, Stage, Way, files_when_idle, people, stages
 from tests.support.dbus_wire import (
     CALL,
     DESTINATION,
@@ -59,13 +59,7 @@ def ways(who: People) -> Iterator[dict[Way, Stage]]:
 
 @pytest.fixture(scope="module", autouse=True)
 def idle(ways: dict[Way, Stage]) -> dict[int, int]:
-    """How many descriptors the daemon's processes have open when nobody is connected. One connection has come and gone:
-    with its end the start is over in control, too, and the monitor was not asked for anything."""
-    place = ways["proxy"]
-    assert place.daemon is not None
-    Wire(place.path, place.uid("reader")).close()
-    place.daemon.wait_for("connection_closed")
-    return open_files(place.daemon)
+    return files_when_idle(ways["proxy"])
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.daemon import running
 from tests.support.dbus import BUS, ECHO, OBJECT, OTHER, SECRET, Client, dbus_daemon, service
-from tests.support.dbus_stage import GUARDED, People, Stage, Way, people, proxy_table, stages
+from tests.support.dbus_stage import GUARDED, People, Stage, Way, files_when_idle, people, proxy_table, stages
 from tests.support.dbus_wire import (
     CALL,
     DESTINATION,
@@ -63,13 +63,7 @@ def ways(who: People) -> Iterator[dict[Way, Stage]]:
 
 @pytest.fixture(scope="module", autouse=True)
 def idle(ways: dict[Way, Stage]) -> dict[int, int]:
-    """How many descriptors the daemon's processes have open when nobody is connected. One connection has come and gone:
-    with its end the start is over in control, too, and the monitor was not asked for anything."""
-    place = ways["proxy"]
-    assert place.daemon is not None
-    Wire(place.path, place.uid("reader")).close()
-    place.daemon.wait_for("connection_closed")
-    return open_files(place.daemon)
+    return files_when_idle(ways["proxy"])
 
 
 @pytest.fixture(params=GUARDED)

@@ -16,6 +16,7 @@ from tests.support.daemon import Daemon, Event, running
 from tests.support.dbus import ECHO, OTHER, SECRET, Bus, Client, chmod_tree_for_all, dbus_daemon, service
 from tests.support.dbus_wire import Wire
 from tests.support.identities import Person, account, wait_started
+from tests.support.passing import open_files
 from tests.support.servers import private_folder
 
 Way: TypeAlias = Literal["direct", "client", "proxy"]
@@ -164,3 +165,12 @@ def stage(folder: Path, who: People, way: Way, *, options: str = "", more: str =
     """One way alone."""
     with stages(folder, who, (way,), options=options, more=more) as found:
         yield found[way]
+
+
+def files_when_idle(place: Stage) -> dict[int, int]:
+    """How many descriptors the daemon's processes have open when nobody is connected. One connection has come and gone:
+    with its end the start is over in control, too, and the monitor was not asked for anything."""
+    assert place.daemon is not None
+    Wire(place.path, place.uid("reader")).close()
+    place.daemon.wait_for("connection_closed")
+    return open_files(place.daemon)

@@ -3,7 +3,8 @@
 One request is under way at a time. The next is not read before the response to it is complete, so replies of our own
 stand in their place, and nothing that follows can be taken for a part of what was judged. What a service is sent:
 heads that were read and written anew, and bodies in a framing of our own. Tunnels are opened by the service's own
-answer alone, and only where the rules allow an upgrade.
+answer alone, and only where the rules allow an upgrade; they, and responses that have begun, end when new rules do not
+allow them.
 
 A client's half-close is not passed on, but for a tunnel: HTTP gives it no meaning, and Go's net/http (dockerd, podman)
 takes it for a client that has gone, and cancels what it asked for.
