@@ -46,6 +46,8 @@ _views: Final = [_view]
 class InspectedSide(Outbox):
     """One of the two sockets: what is read from it, and what waits to be written to it.
 
+    clear     nothing of the below holds that a reading, or the sending on of what was read, would have to look at:
+              whatever brings such a thing about says so at once, and _is_clear finds out when there is none any more
     paused    not read until the inspector says so, but for what passes
     inspect   the inspector's ``received``
     rest      what was shown and is not used yet; ``stuck``: showing it again is of no use before more comes
@@ -57,6 +59,7 @@ class InspectedSide(Outbox):
     """
 
     __slots__ = (
+        "clear",
         "ended",
         "ending",
         "fds",
@@ -86,7 +89,8 @@ class InspectedSide(Outbox):
         self.received = self.passing = self.fds_since = 0
         self.rest = bytearray()
         self.fds: deque[int] = deque()
-        self.paused = self.stuck = self.ending = self.ended = self.gone = False
+        self.clear = self.paused = self.ending = self.ended = self.gone = False
+        self.stuck = True
         self.read = sock.recvmsg_into
 
     def on_events(self, events: int) -> None:
@@ -96,6 +100,7 @@ class InspectedSide(Outbox):
             return
         if events & _END:
             self.ending = True
+            self.clear = False
             if events & _GONE:
                 self.gone = True
                 if events & select.EPOLLERR and self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
@@ -109,54 +114,78 @@ class InspectedSide(Outbox):
 
     def pump(self) -> None:
         """Read and show one chunk at most; more of it after the others had their turn."""
-        link = self.link
-        if (
-            self.rest
-            or self.other.out
-            or link.ending
-            or self.paused
-            or self.queued
-            or self.ended
-            or link.loop.credit <= 0
-        ) and not self._may_read():
+        if not self.clear or self.loop.credit <= 0:
+            self._pump_with_care()
             return
-        passing = self.passing
-        wanted = passing if 0 < passing < CHUNK else CHUNK
         try:
             read = self.read  # what a slot holds is called faster by a local name
-            length, control, flags, _ = read(_views if wanted == CHUNK else [_view[:wanted]], CONTROL_BYTES, READ)
+            length, control, flags, _ = read(_views, CONTROL_BYTES, READ)
         except BlockingIOError:
-            if self.deaf and self.index == CLIENT:  # all is heard that it had to say, and it hears no answer
-                link.end(self.reset_outcome)
             return
         except ConnectionResetError:
-            self.broken = self.gone = True
-            self._end_of_stream()
+            self._reset()
             return
+        if control or flags & CUT or not length:
+            self._took(CHUNK, length, control, flags)
+            return
+        self.received += length  # from here on as _took, where all is clear
+        inspect = self.inspect
+        shown = _view[:length]
+        used = inspect(self.index, shown, 0)
+        if used < length:
+            self._leave(shown, used)
+        if length == CHUNK:
+            self.loop.again(self)
+
+    def _pump_with_care(self) -> None:
+        if self._may_read():
+            wanted = self.passing if 0 < self.passing < CHUNK else CHUNK
+            try:
+                length, control, flags, _ = self.read([_view[:wanted]], CONTROL_BYTES, READ)
+            except BlockingIOError:
+                if self.deaf and self.index == CLIENT:  # all is heard that it had to say, and it hears no answer
+                    self.link.end(self.reset_outcome)
+            except ConnectionResetError:
+                self._reset()
+            else:
+                self._took(wanted, length, control, flags)
+        self.clear = self._is_clear()
+
+    def _is_clear(self) -> bool:
+        return not (
+            self.rest
+            or self.fds
+            or self.passing
+            or self.paused
+            or self.ending
+            or self.ended
+            or self.queued
+            or self.deaf
+            or self.other.out
+            or self.other.deaf
+            or self.link.ending
+        )
+
+    def _took(self, wanted: int, length: int, control: list[tuple[int, int, bytes]], flags: int) -> None:
+        """What a reading of ``wanted`` bytes at most has given."""
         if (control or flags & CUT) and not self._take_control(length, control, flags):
             return
         if not length:
             self._end_of_stream()
             return
         self.received += length
-        link.seen = link.loop.tick
-        if passing:
+        if self.passing:
             self._pass(_view[:length])
         elif self.rest:
             self.rest += _view[:length]
             self._show_rest()
         else:
             shown = _view[:length]
-            self.stuck = True  # these lines are _show, and save its call
-            inspect = self.inspect
-            used = inspect(self.index, shown, len(self.fds))
-            if used:
-                self.stuck = False
+            used = self._show(shown)
             if used < length:
-                used = self._go_on(shown, used)
-                self.rest += shown[used:]
+                self._leave(shown, used)
         if length == wanted or control or self.ending:
-            link.loop.again(self)
+            self.loop.again(self)
 
     def _may_read(self) -> bool:
         """Is there room for more, and any use in it? What is kept is shown first."""
@@ -183,10 +212,9 @@ class InspectedSide(Outbox):
 
     def _wants_credit(self) -> bool:
         """Is there too little to show what has come here? Then it goes on when there is some again."""
-        loop = self.link.loop
-        if loop.credit > LEAST_CREDIT[self.index]:
+        if self.loop.credit > LEAST_CREDIT[self.index]:
             return False
-        loop.wait_for_credit(self)
+        self.loop.wait_for_credit(self)
         return True
 
     def _take_control(self, length: int, control: list[tuple[int, int, bytes]], flags: int) -> bool:
@@ -194,7 +222,7 @@ class InspectedSide(Outbox):
         fds = received_fds(control)
         link = self.link
         outcome = ""
-        if flags & CUT or (fds and link.loop.crowded(fds)):
+        if flags & CUT or (fds and self.loop.crowded(fds)):
             outcome = "out_of_files"
         elif self.sender >= 0 and length and sender(control) != self.sender:
             outcome = "sender_changed"
@@ -207,16 +235,17 @@ class InspectedSide(Outbox):
             link.end(outcome, clean=False)
             return False
         if fds and not self.fds:
-            self.fds_since = link.loop.tick
-            link.loop.time(link)
+            self.fds_since = self.loop.tick
+            self.loop.time(link)
         self.fds.extend(fds)
+        self.clear = False
         return True
 
     def take_fds(self, count: int) -> list[int]:
         """The first ``count`` that wait, or what there is of them, for the caller to keep or to close."""
         taken = [self.fds.popleft() for _ in range(min(count, len(self.fds)))]
         if taken:
-            self.fds_since = self.link.loop.tick
+            self.fds_since = self.loop.tick
         return taken
 
     def _pass(self, data: memoryview, *, followed: bool = False) -> None:
@@ -243,11 +272,14 @@ class InspectedSide(Outbox):
 
     def _show(self, data: memoryview) -> int:
         """Show it to the inspector; give how much is used."""
-        self.stuck = True  # unless the inspector uses it, or asks to be shown the rest again
-        used = self.inspect(self.index, data, len(self.fds))
-        if used:
-            self.stuck = False
-        return used
+        self.stuck = True  # unless the inspector asks to be shown the rest again
+        return self.inspect(self.index, data, len(self.fds))
+
+    def _leave(self, shown: memoryview, used: int) -> None:
+        """Keep what the inspector did not use, unless it goes on with it now."""
+        self.clear = False
+        used = self._go_on(shown, used)
+        self.rest += shown[used:]
 
     def _go_on(self, data: memoryview, used: int) -> int:
         """Some of it was used, or none: show the rest, or let it pass, while there is any use in it."""
@@ -261,15 +293,21 @@ class InspectedSide(Outbox):
                 count = end - start if self.passing == FOREVER else min(self.passing, end - start)
                 self._pass(data[start : start + count], followed=start + count < end)
             elif self.paused or self._wants_credit():
+                self.stuck = False
                 break
             else:
                 count = self._show(data[start:])
             start += count
         return start
 
+    def _reset(self) -> None:
+        self.broken = self.gone = True
+        self._end_of_stream()
+
     def _end_of_stream(self) -> None:
         link = self.link
         self.ended = True
+        self.clear = False
         if self.passing == FOREVER:
             self.other.shut_down()
             if self.gone or self.other.ended:

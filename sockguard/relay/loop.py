@@ -59,7 +59,10 @@ _CHANNEL_WRITE: Final = select.EPOLLIN | select.EPOLLOUT
 
 
 class Loop:
-    """Serves until control says stop, or its end of the channel closes. ``tick`` counts TICK_SECONDS while needed."""
+    """Serves until control says stop, or its end of the channel closes. ``tick`` counts TICK_SECONDS while needed.
+
+    Most wakes are about bytes that came, and nothing else: whatever else there is to do sets ``_chores``.
+    """
 
     def __init__(self, control: socket.socket, files: int = sys.maxsize) -> None:
         """files: how many this process may have open."""
@@ -82,47 +85,55 @@ class Loop:
         self._without_credit: dict[AnySide, None] = {}
         self._outbox: deque[Message] = deque()
         self._rules = Rules()
-        self._stopping = False
+        self._stopping = self._chores = self._message_waits = False
 
     def run(self) -> None:
         """Raises ChannelError when control sends what is not on the list."""
         wait = self._epoll.poll
         sides = self._sides
         control_fd = self._control.fileno()
-        timeout = -1.0
+        timeout: float | None = None
         while True:
-            events = wait(0.0 if self._again else timeout, _EVENTS_PER_WAKE)
-            message_waits = False
-            for fd, what in events:
-                if fd == control_fd:
-                    message_waits = True
-                    continue
+            for fd, what in wait(timeout, _EVENTS_PER_WAKE):
                 side = sides.get(fd)
-                if side is not None:
-                    try:
-                        if what == _JUST_DATA:  # as nearly always: nothing else to look at
-                            side.pump()
-                        else:
-                            side.on_events(what)
-                    except Exception as error:
-                        side.link.fail(error)
-            if self._again:
-                again, self._again = self._again, {}
-                self._pump(again)
-            if self._timed or self._later or self._behind:
-                self._on_time()
-                timeout = TICK_SECONDS
-            else:
-                self._next_tick = 0.0
-                timeout = -1.0
-            if message_waits:  # last: new links must not meet events of old fds
-                if not self._on_channel():
+                if side is None:  # control's, or closed by what came before it
+                    if fd == control_fd:
+                        self._message_waits = self._chores = True
+                    continue
+                try:
+                    if what == _JUST_DATA:  # as nearly always: nothing else to look at
+                        side.pump()
+                    else:
+                        side.on_events(what)
+                except Exception as error:
+                    side.link.fail(error)
+            if self._chores:
+                if not self._do_chores():
                     return
-                timeout = TICK_SECONDS  # some may wait for the clock now
-            if self._ended or self._requests or self._outbox:
-                self._tell()
-                if self._stopping and not self._outbox:
-                    return
+                timeout = 0.0 if self._again else TICK_SECONDS if self._waits_for_time() else None
+
+    def _do_chores(self) -> bool:
+        """All but the events of links. False when nothing more is to be served."""
+        if self._again:
+            again, self._again = self._again, {}
+            self._pump(again)
+        if self._waits_for_time():
+            self._on_time()
+        else:
+            self._next_tick = 0.0
+        if self._message_waits:  # last: new links must not meet events of old fds
+            self._message_waits = False
+            if not self._on_channel():
+                return False
+        if self._ended or self._requests or self._outbox:
+            self._tell()
+            if self._stopping and not self._outbox:
+                return False
+        self._chores = bool(self._again) or self._waits_for_time()
+        return True
+
+    def _waits_for_time(self) -> bool:
+        return bool(self._timed or self._later or self._behind)
 
     def _pump(self, sides: Iterable[AnySide]) -> None:
         end = monotonic() + _AGAIN_SECONDS
@@ -148,14 +159,17 @@ class Loop:
     def again(self, side: AnySide) -> None:
         """Pump that side once more after the others had their turn."""
         self._again[side] = None
+        self._chores = True
 
     def later(self, side: AnySide) -> None:
         """Have that side try again at the next tick."""
         self._later[side] = None
+        self._chores = True
 
     def catch_up(self, side: Side) -> None:
         """Take that side's byte behind when a whole tick has gone by in which it did not ask again."""
         self._behind[side] = self.tick
+        self._chores = True
 
     def watch(self, fd: int, events: int) -> None:
         self._epoll.modify(fd, events)
@@ -174,6 +188,7 @@ class Loop:
     def time(self, link: AnyLink) -> None:
         """Tell that link of each tick, until it waits for none."""
         self._timed.add(link)
+        self._chores = True
 
     @property
     def tell_allowed(self) -> bool:
@@ -189,6 +204,7 @@ class Loop:
             return False
         self.credit -= 1
         self._requests.append((number, kind, rule, _cut(reason), _cut(request)))
+        self._chores = True
         return True
 
     def wait_for_credit(self, side: AnySide) -> None:
@@ -206,6 +222,7 @@ class Loop:
     def link_ended(self, number: int, from_client: int, from_backend: int, outcome: str, reason: str = "") -> None:
         self._timed.discard(self._links.pop(number))
         self._ended.append((number, from_client, from_backend, outcome, _cut(reason)))
+        self._chores = True
 
     # ── time ──
 

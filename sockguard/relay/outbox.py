@@ -48,6 +48,7 @@ class Outbox:
         "held",
         "in_flight",
         "link",
+        "loop",
         "other",
         "out",
         "put",
@@ -60,6 +61,7 @@ class Outbox:
 
     def __init__(self, link: InspectedLink, sock: socket.socket) -> None:
         self.link = link
+        self.loop = link.loop
         self.sock = sock
         self.fd = sock.fileno()
         self.put = sock.send
@@ -75,20 +77,25 @@ class Outbox:
 
     def write(self, data: Data) -> None:
         """Write now what goes, keep a copy of the rest."""
-        sent = 0
-        if not self.out:
-            if self.deaf:
-                return
+        if self.out:
+            self._keep(data, 0, ())
+        elif not self.deaf:
             try:
-                put = self.put  # what a slot holds is called faster by a local name
-                sent = put(data)
+                sent = self.put(data)
             except OSError as error:
-                if self._lost(error):
-                    return
+                self.not_written(data, error)
             else:
-                if sent == len(data):
-                    return
-                self._wait()
+                if sent < len(data):
+                    self.written_in_part(data, sent)
+
+    def not_written(self, data: Data, error: OSError) -> None:
+        """``put`` has failed."""
+        if not self._lost(error):
+            self._keep(data, 0, ())
+
+    def written_in_part(self, data: Data, sent: int) -> None:
+        """``put`` has sent less than all."""
+        self._wait()
         self._keep(data, sent, ())
 
     def write_fds(self, data: Data, fds: Sequence[int]) -> None:
@@ -100,11 +107,17 @@ class Outbox:
     def _keep(self, data: Data, sent: int, fds: Sequence[int]) -> None:
         self.out.append((memoryview(bytes(data[sent:])), () if sent else fds))
         self.queued += len(data) - sent
+        self._in_the_way()
 
     def hold(self, data: Data, fds: Sequence[int]) -> None:
         """Keep it until the bytes that pass to here are complete. Takes the fds over."""
         self.held.append((bytes(data), fds))
         self.queued += len(data)
+        self._in_the_way()
+
+    def _in_the_way(self) -> None:
+        """Something waits to be written here, or cannot be: neither side is read without a look at that."""
+        self.other.clear = self._whole.clear = False
 
     def release(self) -> None:
         """The bytes that passed to here are complete: what waited behind them follows."""
@@ -113,7 +126,7 @@ class Outbox:
             self.queued -= sum(len(data) for data, _ in held)
             for data, fds in held:
                 self.write_fds(data, fds)
-            self.link.loop.again(self._whole)  # it may have been read no further for what was held
+            self.loop.again(self._whole)  # it may have been read no further for what was held
         if self.shut:
             self.shut_down()
 
@@ -125,6 +138,7 @@ class Outbox:
                 self.sock.shutdown(socket.SHUT_WR)
             except OSError:  # the peer has gone: reading says so
                 self.deaf = True
+                self._in_the_way()
 
     def flush(self) -> bool:
         """Write what waits; true when nothing does any more, unless the link has ended meanwhile."""
@@ -135,7 +149,7 @@ class Outbox:
                 break
             self.queued -= sent
             if sent:
-                self.link.seen = self.link.loop.tick
+                self.link.seen = self.loop.tick
             if sent < len(data):
                 self.out.appendleft((data[sent:], () if sent else fds))
                 return False
@@ -143,7 +157,7 @@ class Outbox:
             return False
         if self.armed:
             self.armed = False
-            self.link.loop.watch(self.fd, READ_EVENTS)
+            self.loop.watch(self.fd, READ_EVENTS)
         if self.shut:
             self.shut_down()
         return True
@@ -178,7 +192,7 @@ class Outbox:
             self._wait()
             return False
         if error.errno in FOR_NOW:
-            self.link.loop.later(self._whole)
+            self.loop.later(self._whole)
             return False
         if error.errno in (errno.EPIPE, errno.ECONNRESET):
             self._undeliverable(error.errno == errno.ECONNRESET)
@@ -189,15 +203,16 @@ class Outbox:
     def _wait(self) -> None:
         if not self.armed:
             self.armed = True
-            self.link.loop.watch(self.fd, _WRITE_EVENTS)
+            self.loop.watch(self.fd, _WRITE_EVENTS)
 
     def _undeliverable(self, reset: bool) -> None:
         """The peer takes nothing any more. A service may have answered before; to a client there is no more to say."""
         self.deaf = True
         if reset:
             self.broken = True
+        self._in_the_way()
         self._forget_out()
-        self.link.loop.again(self._whole)
+        self.loop.again(self._whole)
 
     def _forget_out(self) -> None:
         for _, fds in (*self.out, *self.held):

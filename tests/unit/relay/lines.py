@@ -34,6 +34,7 @@ from sockguard.privsep.messages import (
 )
 from sockguard.protocols.base import BACKEND, CLIENT, FOREVER, Json, RequestRule, RequestRules, RequestVerdict, Start
 from sockguard.relay import inspected, loop, rules
+from sockguard.relay.inspected_side import InspectedSide
 from tests.unit.relay.conftest import generation
 
 SECONDS: Final = 20.0
@@ -262,6 +263,26 @@ class Control:
         return self.closed[number]
 
 
+def watch_clear(monkeypatch: pytest.MonkeyPatch, faults: list[BaseException]) -> None:
+    """Look, before each use of it, whether a side that says that it is clear is so: what is not goes into faults."""
+    pump, send = InspectedSide.pump, inspected.InspectedLink.send
+
+    def look(side: InspectedSide) -> None:
+        if side.clear and not side._is_clear():
+            faults.append(AssertionError(f"not clear: {side.link.number}, {side.index}"))
+
+    def looking_pump(side: InspectedSide) -> None:
+        look(side)
+        pump(side)
+
+    def looking_send(link: inspected.InspectedLink, to: int, *what: Any) -> None:
+        look(link.sides[to].other)
+        send(link, to, *what)
+
+    monkeypatch.setattr(InspectedSide, "pump", looking_pump)
+    monkeypatch.setattr(inspected.InspectedLink, "send", looking_send)
+
+
 @contextmanager
 def running(monkeypatch: pytest.MonkeyPatch) -> Iterator[Control]:
     """A loop in a thread. In the end nothing may have gone wrong in it, and every descriptor must be closed."""
@@ -271,6 +292,7 @@ def running(monkeypatch: pytest.MonkeyPatch) -> Iterator[Control]:
     before = open_files()
     ours, theirs = channel.pair()
     faults: list[BaseException] = []
+    watch_clear(monkeypatch, faults)
 
     def run() -> None:
         try:
