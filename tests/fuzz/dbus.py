@@ -26,7 +26,7 @@ def _header(data: bytes) -> None:
     results: list[object] = []
     for headers in (_known, wire.Headers()):
         try:
-            read = headers.read(memoryview(data), 0, len(data))
+            read = headers.read(memoryview(data), 0)
         except Malformed as error:
             results.append(str(error))
         else:

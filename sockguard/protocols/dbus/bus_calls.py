@@ -211,14 +211,14 @@ class BusCalls:
             traffic.adopt_rules()
         elif asked.asks is Service.LIST and not gate.sees_all:
             seen = body.pack("as", [gate.filtered(read_names(fields, content))])
-            traffic.then = wire.method_return(new_serial, asked.serial, gate.unique, BUS, "as", seen)
+            traffic.say_then(wire.method_return(new_serial, asked.serial, gate.unique, BUS, "as", seen))
             new_serial = 0
         elif asked.member == "GetNameOwner" and fields.signature == "s":
             gate.owners.meet(read_texts(fields, content, "s")[0])
         elif asked.member == "BecomeMonitor":
             traffic.monitor()  # other rules may have come since it asked
             gate.forget()  # whatever it says from now on is looked at anew, and ends it
-        traffic.then += self._order.answered(reply_to)
+        traffic.say_then(self._order.answered(reply_to))
         return new_serial
 
     def signal(self, fields: Fields, content: bytes) -> bool:

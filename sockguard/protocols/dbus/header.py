@@ -78,12 +78,13 @@ class Fields:
     pack           writes a u32 in that byte order (struct.Struct.pack_into): buffer, offset, value
     length         bytes of the header, padding to 8 included
     path, interface, member, error_name, destination, sender   None when absent
-    signature      of the body; "" when absent
+    signature      of the body; "" when absent, which it is when there is no body (``bodiless``)
     reply_serial_at offset of the value of REPLY_SERIAL from the start of the message; -1 when absent
     unix_fds       0 when absent
     """
 
     __slots__ = (
+        "bodiless",
         "destination",
         "endian",
         "error_name",
@@ -112,6 +113,7 @@ class Fields:
         self.length = length
         _, self.path, self.interface, self.member, self.error_name, _, self.destination, self.sender, signature = texts
         self.signature = signature or ""
+        self.bodiless = not signature
         self.reply_serial_at = at
         self.unix_fds = fds
 

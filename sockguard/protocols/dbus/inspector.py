@@ -52,9 +52,38 @@ class DbusInspector:
         self._effects.send(BACKEND, self._bus_auth.greeting())
 
     def received(self, source: Source, data: memoryview, fds: int) -> int:
-        """Judge the messages that are whole, and the last one too if its header is. What passes goes out in runs."""
+        """Judge the messages that are whole, and the last one too if its header is."""
         if not self._serving:
             return self._authenticate(source, data)
+        if fds or self._skip[source]:
+            return self._received(source, data, fds)
+        try:
+            found = self._read(data, 0)
+        except Malformed:
+            return self._received(source, data, 0)
+        if found is None:
+            return 0
+        fields, serial, after, reply_to = found
+        if after != len(data) or fields.unix_fds:
+            return self._received(source, data, 0)
+        traffic = self._traffic  # one message alone, as most come
+        try:
+            new_serial = self._judges[source](fields, serial, reply_to, data, 0, after)
+        except (Malformed, TooMuch, Revoked) as error:
+            self._end(source, error)
+            return after
+        if new_serial > 0:
+            pack = fields.pack
+            pack(data, SERIAL_AT, new_serial)
+            self._effects.send(1 - source, data)
+        elif new_serial < 0:
+            return 0
+        if traffic.more:
+            self._say_more()
+        return after
+
+    def _received(self, source: Source, data: memoryview, fds: int) -> int:
+        """Any number of messages. What passes goes out in runs."""
         effects, read, to = self._effects, self._read, 1 - source
         traffic = self._traffic
         judge = self._judges[source]
@@ -63,7 +92,7 @@ class DbusInspector:
         try:
             while at < end:
                 try:
-                    found = read(data, at, end)
+                    found = read(data, at)
                 except Malformed as error:
                     if source == CLIENT:
                         raise
@@ -76,19 +105,18 @@ class DbusInspector:
                     continue
                 if found is None:
                     break
-                fields, serial, body, reply_to = found
-                after = at + fields.length + body
+                fields, serial, after, reply_to = found
                 if fields.unix_fds and not self._fds_are_there(source, fields, fds, after - at, after <= end):
                     break
                 new_serial = judge(fields, serial, reply_to, data, at, after)
-                if new_serial < 0:
-                    break
-                if new_serial:
+                if new_serial > 0:
                     pack = fields.pack
                     pack(data, at + SERIAL_AT, new_serial)
-                    if after <= end and not (fields.unix_fds or traffic.then or traffic.monitors):
+                    if after <= end and not (fields.unix_fds or traffic.more):
                         at = after
                         continue
+                elif new_serial < 0:
+                    break
                 if run < at:
                     effects.send(to, data[run:at])
                 run = min(after, end)
@@ -101,12 +129,10 @@ class DbusInspector:
                     self._skip[source] = max(after - end, 0)
                 at = run
                 fds -= fields.unix_fds
-                if traffic.then:
-                    effects.send(to, traffic.then)
-                    traffic.then = b""
-                if traffic.monitors:
-                    effects.passthrough(BACKEND, FOREVER)
-                    return at
+                if traffic.more:
+                    self._say_more()
+                    if traffic.monitors:
+                        return at
             if run < at:
                 effects.send(to, data[run:at] if run or at < end else data)
                 run = at
@@ -115,15 +141,28 @@ class DbusInspector:
         except (Malformed, TooMuch, Revoked) as error:
             if run < at:
                 effects.send(to, data[run:at])  # what came before is good
-            if isinstance(error, TooMuch):
-                effects.end("limit", str(error))
-            elif isinstance(error, Revoked):
-                effects.end("revoked", str(error))
-            else:
-                effects.end("malformed" if source == CLIENT else "backend_malformed", str(error))
+            self._end(source, error)
             return end
         self._left[source] = fds
         return at
+
+    def _say_more(self) -> None:
+        """What the client gets behind the message that was judged last."""
+        traffic = self._traffic
+        if traffic.then:
+            self._effects.send(CLIENT, traffic.then)
+            traffic.then = b""
+        traffic.more = traffic.monitors
+        if traffic.monitors:
+            self._effects.passthrough(BACKEND, FOREVER)
+
+    def _end(self, source: Source, error: Exception) -> None:
+        if isinstance(error, TooMuch):
+            self._effects.end("limit", str(error))
+        elif isinstance(error, Revoked):
+            self._effects.end("revoked", str(error))
+        else:
+            self._effects.end("malformed" if source == CLIENT else "backend_malformed", str(error))
 
     def eof(self, source: Source) -> None:
         refused = source == BACKEND and not self._serving

@@ -54,6 +54,7 @@ class Traffic:
 
     then               goes to the client behind the message that was judged last
     monitors           the client sees all of the bus from here on, and may say nothing more
+    more               one of those two is set, or was
     takes_fds          file descriptors were agreed on with the client
     serials_to_bus     for the messages to come, and serials_to_client
     """
@@ -67,7 +68,7 @@ class Traffic:
         self._arrived: dict[int, tuple[int, str]] = {}  # ours to the client → (the caller's, the caller)
         self._told: set[str] = set()
         self.then = b""
-        self.monitors = self.takes_fds = False
+        self.monitors = self.more = self.takes_fds = False
         self.following = Following(self)
         self.bus = BusCalls(self)
         self.serials_to_bus = _serials(self._pending, self.bus.asked, self.following.asked)
@@ -96,7 +97,12 @@ class Traffic:
         if denies(verdict, enforce=self._enforce):
             self.effects.audit("denied", describe(_MONITOR), verdict)
             raise Revoked(verdict.reason)
-        self.monitors = True
+        self.monitors = self.more = True
+
+    def say_then(self, data: bytes) -> None:
+        """Send it to the client behind the message that is judged now."""
+        self.then += data
+        self.more = True
 
     def adopt_rules(self) -> None:
         """The client has its name, or other rules are to hold."""
@@ -186,7 +192,7 @@ class Traffic:
         if fields.unix_fds and not self.takes_fds:
             self.tell_once(f"reply {sender or '-'}", _NO_FDS, denied=True)
             text = f"sockguard: {_NO_FDS.reason}"
-            self.then += wire.error(next(self.serials_to_client), own, NOT_SUPPORTED, text, gate.unique, BUS)
+            self.say_then(wire.error(next(self.serials_to_client), own, NOT_SUPPORTED, text, gate.unique, BUS))
             return DROP
         pack = fields.pack
         pack(data, at + fields.reply_serial_at, own)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from struct import Struct
+from struct import error as StructError
 from typing import Final, NamedTuple, TypeAlias
 
 from sockguard.protocols.dbus.header import (
@@ -75,28 +77,32 @@ SERIAL_AT: Final = 8
 """Where the serial stands in a message, a u32."""
 
 Read: TypeAlias = tuple[Fields, int, int, int]
-"""As Message, for the many: fields, serial, body_length, reply_serial."""
+"""What of a message is known from its header: fields, serial, where its body ends, reply_serial (0 when absent)."""
+
+_OWN_ORDER, _own_start = ("<", LITTLE) if sys.byteorder == "little" else (">", BIG)
 
 
 def read_message(data: bytes) -> Message:
     """Read the header of a whole message. Raises Malformed; also when there are fewer or more bytes than it says."""
     if len(data) < FIXED or sizes(data)[1] != len(data):
         raise Malformed("not exactly one message")
-    read = Headers().read(memoryview(data), 0, len(data))
+    read = Headers().read(memoryview(data), 0)
     if read is None:
         raise AssertionError("a message that is complete has a complete header")
-    return Message(*read)
+    fields, serial, end, reply_serial = read
+    return Message(fields, serial, end - fields.length, reply_serial)
 
 
 class _Shape:
     """Headers of one length whose first four bytes are the same, as the last of them that was new was laid out."""
 
-    __slots__ = ("at", "known", "length", "split")
+    __slots__ = ("at", "known", "length", "max_body", "split")
 
-    def __init__(self, length: int, at: int, endian: str) -> None:
+    def __init__(self, length: int, at: int) -> None:
         self.length = length
+        self.max_body = MAX_MESSAGE - length
         self.at = at
-        form = f"{length - FIXED}s" if at < 0 else f"{endian}{at - FIXED}sI{length - at - 4}s"
+        form = f"{length - FIXED}s" if at < 0 else f"{_OWN_ORDER}{at - FIXED}sI{length - at - 4}s"
         self.split = Struct(form).unpack_from
         self.known: dict[tuple[bytes, ...] | bytes, Fields] = {}
 
@@ -109,6 +115,7 @@ class Headers:
     just named, and only where the header it was made from had its REPLY_SERIAL at the very place that is left out (or
     has none, and nothing is left out). Of those u32 the strict reader asks only what is asked here of each message,
     known or not: serials that are not 0, the limit of the whole, and a body if and only if there is a signature.
+    Those in the other byte order than this machine's, which hardly anything writes, are read anew each time.
 
     Where it is new, most of its fields of text are not: a table of those is kept as well, by all of their bytes.
 
@@ -124,40 +131,39 @@ class Headers:
         self._shapes: dict[tuple[bytes, int], _Shape] = {}
         self._texts: dict[str, dict[bytes, tuple[int, str]]] = {"<": {}, ">": {}}
 
-    def read(self, view: memoryview, start: int, end: int) -> Read | None:
-        """Read the header that begins at ``start``; None when it is not complete before ``end``. Raises Malformed.
+    def read(self, view: memoryview, start: int) -> Read | None:
+        """Read the header that begins at ``start``; None when it is not complete. Raises Malformed.
 
-        The body need not have come: the message ends at start + fields.length + body_length.
+        The body need not have come.
         """
-        if end - start < FIXED:
-            return None
-        first, body, serial, array = LITTLE(view, start)
-        if first[0] != LITTLE_BYTE:
-            first, body, serial, array = BIG(view, start)
-        shape = self._shapes.get((first, array))
-        if shape is None or start + shape.length > end:
-            return self._read_new(view, start, end)
-        reply = 0
-        split = shape.split
-        if shape.at < 0:
-            fields = shape.known.get(split(view, start + FIXED))
-        else:
-            before, reply, after = split(view, start + FIXED)
-            fields = shape.known.get((before, after))
-        if fields is None:
-            return self._read_new(view, start, end)
-        if (
-            not serial
-            or (not reply and shape.at >= 0)
-            or (not body) is not (not fields.signature)
-            or body + shape.length > MAX_MESSAGE
-        ):
-            return self._read_new(view, start, end)  # says what is wrong
-        return fields, serial, body, reply
+        try:
+            first, body, serial, array = _own_start(view, start)
+            shape = self._shapes.get((first, array))
+            if shape is not None:
+                reply = 0
+                split = shape.split
+                if shape.at < 0:
+                    fields = shape.known.get(split(view, start + FIXED))
+                else:
+                    before, reply, after = split(view, start + FIXED)
+                    fields = shape.known.get((before, after))
+                if (
+                    fields is not None
+                    and serial
+                    and (reply or shape.at < 0)
+                    and (not body) is fields.bodiless
+                    and body <= shape.max_body
+                ):
+                    return fields, serial, start + shape.length + body, reply
+        except StructError:  # it is not complete
+            pass
+        return self._read_new(view, start)
 
-    def _read_new(self, view: memoryview, start: int, end: int) -> Read | None:
-        length, _ = sizes(view[start : start + FIXED])
-        if start + length > end:
+    def _read_new(self, view: memoryview, start: int) -> Read | None:
+        if start + FIXED > len(view):
+            return None
+        length, whole = sizes(view[start : start + FIXED])
+        if start + length > len(view):
             return None
         header = bytes(view[start : start + length])
         endian = ENDIAN[header[0]]
@@ -173,9 +179,9 @@ class Headers:
             reply = U32[endian].unpack_from(header, at)[0]
             if not reply:
                 raise Malformed("the reply serial is 0")
-        if length <= MAX_KNOWN:
+        if length <= MAX_KNOWN and endian == _OWN_ORDER:
             self._keep(first, array, header, fields)
-        return fields, serial, body, reply
+        return fields, serial, start + whole, reply
 
     def _keep(self, first: bytes, array: int, header: bytes, fields: Fields) -> None:
         if self._count >= self._bound:
@@ -186,7 +192,7 @@ class Headers:
         if shape is None or shape.at != at:
             if shape is not None:
                 self._count -= len(shape.known)
-            shape = self._shapes[first, array] = _Shape(fields.length, at, fields.endian)
+            shape = self._shapes[first, array] = _Shape(fields.length, at)
         parts = shape.split(header, FIXED)
         shape.known[parts if at < 0 else (parts[0], parts[2])] = fields
         self._count += 1

@@ -27,10 +27,13 @@ def described(read: Message) -> dict[str, Any]:
 def verdict(data: bytes, headers: Headers | None = None) -> dict[str, Any] | str:
     """What was read of one message, or the text of Malformed."""
     try:
-        read = (headers or Headers()).read(memoryview(data), 0, len(data))
+        read = (headers or Headers()).read(memoryview(data), 0)
     except Malformed as error:
         return str(error)
-    return "incomplete" if read is None else described(Message(*read))
+    if read is None:
+        return "incomplete"
+    fields, serial, end, reply_serial = read
+    return described(Message(fields, serial, end - fields.length, reply_serial))
 
 
 def headers_like(*, extras: bool = True) -> st.SearchStrategy[bytes]:

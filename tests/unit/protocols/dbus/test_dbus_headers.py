@@ -19,20 +19,20 @@ MEMBER = text(3, "s", b"Do")
 def test_a_hit_says_what_is_the_messages_own() -> None:
     """Serial, body length and reply serial are of the message; the rest is shared."""
     headers = Headers()
-    first = headers.read(memoryview(RETURN), 0, len(RETURN))
+    first = headers.read(memoryview(RETURN), 0)
     other = wire.method_return(99, 1234, ":1.2", ":1.1", "", b"")
-    second = headers.read(memoryview(other), 0, len(other))
+    second = headers.read(memoryview(other), 0)
     assert first is not None
     assert second is not None
     assert second[0] is first[0]
-    assert second[1:] == (99, 0, 1234)
+    assert second[1:] == (99, len(other), 1234)
     call = wire.method_call(1, "/a", None, "Do", None, "s", b"\2\0\0\0hi\0")
     longer = wire.method_call(2, "/a", None, "Do", None, "s", b"\3\0\0\0hi!\0")
-    known = [headers.read(memoryview(data), 0, len(data)) for data in (call, longer)]
+    known = [headers.read(memoryview(data), 0) for data in (call, longer)]
     assert known[0] is not None
     assert known[1] is not None
     assert known[0][0] is known[1][0]
-    assert [read[1:] for read in known if read] == [(1, 7, 0), (2, 8, 0)]
+    assert [read[1:] for read in known if read] == [(1, len(call), 0), (2, len(longer), 0)]
 
 
 @pytest.mark.parametrize("data", ALL)
