@@ -13,6 +13,10 @@ from sockguard.privsep.messages import MAX_FDS, MAX_PACKET, Message, MessageTabl
 
 _FDS: Final = array("i")
 _CONTROL_BYTES: Final = socket.CMSG_SPACE(MAX_FDS * _FDS.itemsize)
+# Plain numbers: arithmetic with an IntFlag costs a microsecond and more, for each message.
+_SEND: Final = int(socket.MSG_NOSIGNAL)
+_RECEIVE: Final = int(socket.MSG_CMSG_CLOEXEC)
+_CUT: Final = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
@@ -25,7 +29,7 @@ def send(channel: socket.socket, message: Message, fds: Sequence[int] = ()) -> N
     if len(fds) != message.fds():
         raise ChannelError(f"a {message.TAG} message carries {message.fds()} fds, not {len(fds)}")
     control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
-    channel.sendmsg([encode(message)], control, socket.MSG_NOSIGNAL)
+    channel.sendmsg([encode(message)], control, _SEND)
 
 
 def receive(channel: socket.socket, table: MessageTable) -> tuple[Message, list[int]] | None:
@@ -34,13 +38,13 @@ def receive(channel: socket.socket, table: MessageTable) -> tuple[Message, list[
     Raises ChannelError for what is not on ``table``, with a wrong number of fds, or cut short: whatever fds
     came along are closed then. Raises OSError as recvmsg does.
     """
-    data, control, flags, _ = channel.recvmsg(MAX_PACKET, _CONTROL_BYTES, socket.MSG_CMSG_CLOEXEC)
+    data, control, flags, _ = channel.recvmsg(MAX_PACKET, _CONTROL_BYTES, _RECEIVE)
     fds = received_fds(control)
     if not data:
         close_all(fds)
         return None
     try:
-        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        if flags & _CUT:
             raise ChannelError("a message was cut short: out of file descriptors?")
         message = decode(data, table)
         if len(fds) != message.fds():

@@ -308,19 +308,18 @@ class Loop:
             link.renew(self._rules.of(rule_set, link.options))
 
     def _take(self, message: Connections, fds: list[int]) -> None:
-        sockets = [socket.socket(fileno=fd) for fd in fds]
         for index, row in enumerate(message.rows):
             number, generation, proxy, rule_set, uid = map(int, check_row(row, int, int, int, int, int))
             if generation != self._rules.generation:
                 raise ChannelError("a connection of a generation that is not in force")
             of_proxy = self._rules.proxy(proxy)
-            client, backend = sockets[2 * index : 2 * index + 2]
-            if self.crowded((client.fileno(), backend.fileno())):
-                client.close()
-                backend.close()
+            both = fds[2 * index : 2 * index + 2]
+            if self.crowded(both):
+                channel.close_all(both)
                 self._ended.append((number, 0, 0, "out_of_files", ""))
                 continue
             kind = LINKS.get(of_proxy.protocol)
+            client, backend = _sockets(both, socket.SOCK_SEQPACKET if kind is RecordLink else socket.SOCK_STREAM)
             link: AnyLink
             if kind is None:
                 rules = self._rules.of(rule_set, of_proxy)
@@ -362,6 +361,11 @@ class Loop:
             self._epoll.modify(self._control.fileno(), _CHANNEL_WRITE)
         else:
             self._epoll.modify(self._control.fileno(), _CHANNEL_READ)
+
+
+def _sockets(fds: Iterable[int], kind: int) -> list[socket.socket]:
+    """Objects for them. Told their type, they ask the kernel for less (socket(7), SO_TYPE and SO_PROTOCOL)."""
+    return [socket.socket(socket.AF_UNIX, kind, 0, fd) for fd in fds]
 
 
 def _cut(text: str) -> str:

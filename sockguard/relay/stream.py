@@ -36,6 +36,7 @@ _WRITE_EVENTS: Final = READ_EVENTS | select.EPOLLOUT
 _READABLE: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 _END: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 _GONE: Final = select.EPOLLHUP | select.EPOLLERR
+_URGENT: Final = int(socket.MSG_OOB | socket.MSG_PEEK)
 
 FOR_NOW: Final = frozenset({errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM})
 """The kernel cannot take it just now, for want of memory or since this uid has too many fds in flight: tried again."""
@@ -238,7 +239,7 @@ class Side:
         and taking what stands behind it drops it in silence; a byte behind keeps it from being first.
         """
         try:
-            return self.take(_scratch, 1, socket.MSG_OOB | socket.MSG_PEEK) > 0
+            return self.take(_scratch, 1, _URGENT) > 0
         except OSError:  # EINVAL: there is none
             return False
 

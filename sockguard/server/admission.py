@@ -31,6 +31,10 @@ MAX_REMEMBERED: Final = 4096
 """Identities whose verdict is remembered, for each proxy."""
 
 
+_Identity = tuple[int, int, frozenset[int] | Unknown, str | Unknown]
+"""Of a peer: uid, gid, those of its groups that rules name, label."""
+
+
 class Judged(NamedTuple):
     """What the rules say of a peer: may it connect, and which of them its requests are judged by, if they are."""
 
@@ -64,7 +68,7 @@ class Admission:
         self._privileges = privileges
         self._delivery = delivery
         self._wants = wants(proxy.rules)
-        self._remembered: dict[Peer, Judged] = {}
+        self._remembered: dict[_Identity, Judged] = {}
         self._forget(_now())
 
     def renew(self, proxy: Proxy, accounts: Accounts) -> None:
@@ -133,7 +137,7 @@ class Admission:
             return self._decide(peer, now)
         # Not all of its groups: they can be 65536, and with sub-gids a user can come with ever other ones.
         groups = peer.groups if isinstance(peer.groups, Unknown) else peer.groups & self._wants.groups
-        identity = Peer(peer.uid, peer.gid, groups, label=peer.label)
+        identity = peer.uid, peer.gid, groups, peer.label
         judged = self._remembered.get(identity)
         if judged is None:
             judged = self._decide(peer, now)

@@ -64,6 +64,19 @@ class Reader:
         return events
 
 
+def test_each_time_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within a second, in the next, and when the clock was set back: as datetime writes them."""
+    clock = audit._Clock()
+    for moment in (
+        "2026-12-31T23:59:58.000001", "2026-12-31T23:59:58.999999", "2027-01-01T00:00:00.000000",
+        "2026-12-31T23:59:59.500000", "2026-12-31T23:59:59.500000",
+    ):  # fmt: skip
+        when = datetime.fromisoformat(f"{moment}+00:00")
+        nanoseconds = int(when.timestamp()) * 1_000_000_000 + when.microsecond * 1000 + 999
+        monkeypatch.setattr(time, "time_ns", lambda nanoseconds=nanoseconds: nanoseconds)
+        assert clock.now() == f"{moment}Z"
+
+
 def test_numbers_and_times(pipe: tuple[int, int]) -> None:
     """seq begins with 1 and has no gaps; time is UTC in ISO 8601; fields follow in their order."""
     log = Log(pipe[1]).log

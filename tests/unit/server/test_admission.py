@@ -70,7 +70,7 @@ def test_groups_that_no_rule_names_are_not_remembered() -> None:
     for number in range(10):
         peer = Peer(1, 1, frozenset(range(number, 60_000)))
         assert subject.judge(peer).verdict.allowed == (number <= 5)
-    assert [len(known.groups) for known in subject._remembered if isinstance(known.groups, frozenset)] == [1, 0]
+    assert [len(groups) for _, _, groups, _ in subject._remembered if isinstance(groups, frozenset)] == [1, 0]
 
 
 @pytest.mark.parametrize(
