@@ -152,7 +152,7 @@ class DbusInspector:
         if traffic.then:
             self._effects.send(CLIENT, traffic.then)
             traffic.then = b""
-        traffic.more = traffic.monitors
+        traffic.more = False
         if traffic.monitors:
             self._effects.passthrough(BACKEND, FOREVER)
 

@@ -54,7 +54,7 @@ class Traffic:
 
     then               goes to the client behind the message that was judged last
     monitors           the client sees all of the bus from here on, and may say nothing more
-    more               one of those two is set, or was
+    more               one of those two is new
     takes_fds          file descriptors were agreed on with the client
     serials_to_bus     for the messages to come, and serials_to_client
     """

@@ -200,8 +200,9 @@ class Scene:
         client_fds: bool | None = None,
         hello: bool = True,
         owners: Mapping[str, str] | None = None,
+        made_by: type[DbusInspector] = DbusInspector,
     ) -> None:
-        self.play = Play(DbusInspector, given, piece=piece, enforce=enforce, tell_allowed=tell_allowed, forward_fds=fds)
+        self.play = Play(made_by, given, piece=piece, enforce=enforce, tell_allowed=tell_allowed, forward_fds=fds)
         self.play.backend(b"OK " + b"a" * 32 + b"\r\n")
         negotiate = b"NEGOTIATE_UNIX_FD\r\n" if (fds if client_fds is None else client_fds) else b""
         self.play.client(b"\0AUTH EXTERNAL 31303030\r\n" + negotiate + b"BEGIN\r\n")
