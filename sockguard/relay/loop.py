@@ -110,7 +110,7 @@ class Loop:
             if self._chores:
                 if not self._do_chores():
                     return
-                timeout = 0.0 if self._again else TICK_SECONDS if self._waits_for_time() else None
+                timeout = 0.0 if self._again else TICK_SECONDS if self._chores else None
 
     def _do_chores(self) -> bool:
         """All but the events of links. False when nothing more is to be served."""
@@ -129,7 +129,7 @@ class Loop:
             self._tell()
             if self._stopping and not self._outbox:
                 return False
-        self._chores = bool(self._again) or self._waits_for_time()
+        self._chores = bool(self._again) or self._waits_for_time()  # and else a wait without end
         return True
 
     def _waits_for_time(self) -> bool:

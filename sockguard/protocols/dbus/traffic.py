@@ -54,7 +54,7 @@ class Traffic:
 
     then               goes to the client behind the message that was judged last
     monitors           the client sees all of the bus from here on, and may say nothing more
-    more               one of those two is new
+    more               one of those two is new; who has done as they say takes it back
     takes_fds          file descriptors were agreed on with the client
     serials_to_bus     for the messages to come, and serials_to_client
     """
@@ -100,9 +100,10 @@ class Traffic:
         self.monitors = self.more = True
 
     def say_then(self, data: bytes) -> None:
-        """Send it to the client behind the message that is judged now."""
-        self.then += data
-        self.more = True
+        """Send it, if it is anything, to the client behind the message that is judged now."""
+        if data:
+            self.then += data
+            self.more = True
 
     def adopt_rules(self) -> None:
         """The client has its name, or other rules are to hold."""

@@ -6,9 +6,9 @@ The tests of the other files look as well, at each use, whether a side that says
 from __future__ import annotations
 
 import os
-import select
 import socket
 from collections.abc import Iterator
+from typing import Final
 
 import pytest
 
@@ -19,6 +19,8 @@ from sockguard.relay.loop import Loop
 from sockguard.relay.options import Options
 from sockguard.relay.stream import READ_EVENTS
 from tests.unit.relay.lines import Control, End, LineInspector, Lines, configured, read
+
+IDLE_TICKS: Final = 3
 
 
 @pytest.fixture
@@ -90,7 +92,7 @@ class Alone:
         self.loop.credit = 10
         self.client, ours = socket.socketpair()
         self.backend, theirs = socket.socketpair()
-        options = Options("p", "lines", False, False, 0)
+        options = Options("p", "lines", False, False, IDLE_TICKS)
         self.link = InspectedLink(self.loop, 1, ours, theirs, options, os.getuid(), Lines([]), {})
         self.loop._links[1] = self.link
         for side in self.link.sides:
@@ -134,7 +136,7 @@ def test_the_end_is_read_once(alone: Alone, unread: bool) -> None:
 
 
 def test_a_half_close_to_one_that_has_gone(alone: Alone) -> None:
-    """What is sent to it from then on goes nowhere, and is not tried."""
+    """What is sent to it from then on goes nowhere; what it had said has arrived."""
     alone.backend.close()
     alone.client.send(b"shut\n")
     alone.link.client.pump()
@@ -142,7 +144,6 @@ def test_a_half_close_to_one_that_has_gone(alone: Alone) -> None:
     alone.link.client.pump()
     assert alone.link.backend.deaf
     assert not alone.link.client.clear
-    assert select.select([alone.client], [], [], 0)[0] == [alone.client]
     assert alone.client.recv(100) == b"answer\n"
 
 
@@ -150,3 +151,21 @@ def test_the_end_of_the_connection(alone: Alone) -> None:
     """Both sides are closed: neither is read or written any more."""
     alone.link.end("closed")
     assert not any(side.clear for side in alone.link.sides)
+
+
+@pytest.mark.parametrize("speaks", ["client", "backend"])
+def test_what_goes_over_it_is_seen_by_the_clock(alone: Alone, speaks: str) -> None:
+    """A connection is idle when nothing has come from either end for so many ticks, and not before."""
+    side, end = (alone.link.client, alone.client) if speaks == "client" else (alone.link.backend, alone.backend)
+    for _ in range(3 * IDLE_TICKS):
+        end.send(b"pass on\n")
+        side.pump()
+        assert side.clear
+        alone.loop.tick += 1
+        assert alone.link.on_time()
+    for _ in range(IDLE_TICKS):
+        assert not alone.link.ending
+        alone.loop.tick += 1
+        alone.link.on_time()
+    assert alone.link.ending
+    assert alone.loop._ended[0][3] == "idle_timeout"

@@ -19,6 +19,7 @@ from typing import Final
 import pytest
 
 from sockguard.privsep.channel import close_all
+from sockguard.relay.ancillary import untaken
 from sockguard.relay.options import TICK_SECONDS
 from tests.unit.relay.conftest import SECONDS, End, RelayUnderTest
 
@@ -348,3 +349,18 @@ def test_one_slow_reader_stalls_nobody_else(relay: RelayUnderTest) -> None:
         assert backend2.recv(10) == b"ping"
     for end in (client, backend, client2, backend2):
         end.close()
+
+
+@both_ways
+def test_in_the_end_all_is_taken_where_fds_have_come(relay: RelayUnderTest, first: str, wait_until: WaitUntil) -> None:
+    """A byte that stayed behind would tell who sends fds that they are on their way still. The second time nothing else
+    is under way in the relay.
+    """
+    _, one, other = ends(relay, first)
+    with one, other, open(os.devnull, "rb") as null:
+        socket.send_fds(one, [b"with one"], [null.fileno()])
+        close_all(socket.recv_fds(other, 100, 1)[1])
+        wait_until(lambda: not untaken(one.fileno()))
+        one.sendall(b"plain")
+        assert other.recv(100) == b"plain"
+        wait_until(lambda: not untaken(one.fileno()))

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from sockguard.protocols.dbus import wire
-from sockguard.protocols.dbus.wire import Headers, Malformed, Message
+from sockguard.protocols.dbus.wire import Headers, Malformed, Message, Read
 from tests.unit.protocols.dbus.making import message, number, text, variant
 
 CALL = wire.method_call(5, "/org/example/Thing", "org.example.Thing", "Do", "org.example.Service", "s", b"\2\0\0\0hi\0")
@@ -16,6 +16,12 @@ RETURN = wire.method_return(6, 5, ":1.2", ":1.1", "", b"")
 ERROR = wire.error(7, 5, "org.example.Error", "no", ":1.2", "org.freedesktop.DBus")
 SIGNAL = wire.signal(8, "/", "org.example.Thing", "Done", "u", b"\1\0\0\0", ":1.1")
 ALL = [CALL, RETURN, ERROR, SIGNAL]
+
+
+def as_message(read: Read) -> Message:
+    """Of a header that was read at the start of what was shown."""
+    fields, serial, end, reply_serial = read
+    return Message(fields, serial, end - fields.length, reply_serial)
 
 
 def described(read: Message) -> dict[str, Any]:
@@ -30,10 +36,7 @@ def verdict(data: bytes, headers: Headers | None = None) -> dict[str, Any] | str
         read = (headers or Headers()).read(memoryview(data), 0)
     except Malformed as error:
         return str(error)
-    if read is None:
-        return "incomplete"
-    fields, serial, end, reply_serial = read
-    return described(Message(fields, serial, end - fields.length, reply_serial))
+    return "incomplete" if read is None else described(as_message(read))
 
 
 def headers_like(*, extras: bool = True) -> st.SearchStrategy[bytes]:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from sockguard.protocols.dbus import wire
-from sockguard.protocols.dbus.wire import Headers, Malformed, Message, read_message
+from sockguard.protocols.dbus.wire import Headers, Malformed, read_message
 from tests.unit.protocols.dbus.making import call_fields, message, number, text, variant
-from tests.unit.protocols.dbus.reading import ALL, CALL, ERROR, described, verdict
+from tests.unit.protocols.dbus.reading import ALL, CALL, ERROR, as_message, described, verdict
 from tests.unit.protocols.playing import Receive, play_all_ways
 
 
@@ -23,11 +23,9 @@ def make() -> Receive:
         if read is None:
             return 0, []
         fields, serial, end, reply_serial = read
-        body_length = end - fields.length
-        total = fields.length + body_length
-        if len(data) < total:
+        if len(data) < end:
             return 0, []
-        return total, [(described(Message(*read)), data[fields.length : total], reply_serial, serial)]
+        return end, [(described(as_message(read)), data[fields.length : end], reply_serial, serial)]
 
     return receive
 
