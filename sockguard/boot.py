@@ -16,22 +16,41 @@ def main() -> int:
     # Python imports a codec when it is first asked for, and by then the interpreter may be out of reach.
     for codec in ("ascii", "latin-1", "unicode_escape", "idna"):
         codecs.lookup(codec)
+    role, *arguments = sys.argv[1:]
+    if role not in ("relay", "control"):
+        print(f"sockguard: no such role: {role}", file=sys.stderr)
+        return 2
+    from sockguard.carriers import master, pool
+    from sockguard.privsep import spawn
+
+    # Before the role's own code, that it need not share its memory; and while there is one thread.
+    carriers = master.start(pool.SLOTS if role == "relay" else 0, spawn.parse_account(arguments[0]))
+    if role == "relay":
+        from sockguard.relay.process import main as relay
+
+        return relay(arguments, carriers)
+    from sockguard.server.process import main as control
+
+    return control(arguments, carriers)
+
+
+def run() -> None:
+    """Find what is beside this file, go by ``main``, and end this process."""
     # Behind the standard library, so that nothing beside this package can stand in for it; before what is installed,
     # so that no other copy of sockguard can stand in for this one.
     installed = (i for i, path in enumerate(sys.path) if path.endswith(("site-packages", "dist-packages")))
     sys.path.insert(next(installed, len(sys.path)), os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    role, *arguments = sys.argv[1:]
-    if role == "relay":
-        from sockguard.relay.process import main as relay
+    from sockguard.privsep.leaving import leave  # now: a relay in its cage can open no file
 
-        return relay(arguments)
-    if role == "control":
-        from sockguard.server.process import main as control
-
-        return control(arguments)
-    print(f"sockguard: no such role: {role}", file=sys.stderr)
-    return 2
+    try:
+        status = main()
+    except SystemExit:
+        raise
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        status = 1
+    leave(status)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from sockguard.policy.lint import Finding
+from sockguard.privsep.sockopt import SO_PASSRIGHTS
 
 SO_PEERGROUPS: Final = 59
 SO_PEERPIDFD: Final = 77
-SO_PASSRIGHTS: Final = 83
 """asm-generic/socket.h; the same on every architecture of Debian."""
 
 SYS_LANDLOCK_CREATE_RULESET: Final = 444

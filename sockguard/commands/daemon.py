@@ -8,6 +8,7 @@ import sys
 
 from sockguard.commands.options import add_config
 from sockguard.errors import SockguardError
+from sockguard.privsep.leaving import leave
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
         monitor.main(args.config)
     from sockguard.server.process import without_monitor
 
-    return without_monitor(args.config)
+    leave(without_monitor(args.config))
 
 
 def _hold_standard_descriptors() -> None:

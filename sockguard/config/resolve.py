@@ -19,7 +19,7 @@ from sockguard.config.settings import ListenKind, Proxy
 from sockguard.config.values import Bad
 from sockguard.identity.peer import OVERFLOW_ID
 from sockguard.policy.rule import Action, NamedWho, Rule, Users, Who
-from sockguard.protocols.registry import PROTOCOLS
+from sockguard.protocols.registry import PROTOCOLS, default_fds
 from sockguard.words import did_you_mean, quoted
 
 _NO_WHO: Final = frozenset({"name", "until", *WHAT})
@@ -99,7 +99,7 @@ class Resolver:
         if table.fds == "forward" and entry is not None and not entry.carries_fds:
             text = f"protocol {quoted(table.protocol)} passes no file descriptors: 'refuse', or leave the key out"
             self._faults.add(document, (*path, "fds"), text)
-        return table.fds or ("forward" if entry is None else entry.fds)
+        return table.fds or default_fds(table.protocol)
 
     def _owner(self, document: Document, path: Path, value: str | int | None) -> int | None:
         if value is None:

@@ -17,6 +17,7 @@ import sys
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
+from sockguard.privsep import foreign
 from sockguard.privsep.rights import (
     CAP_SETGID,
     CAP_SETUID,
@@ -53,16 +54,21 @@ def _fsids() -> tuple[int, int]:
     return _libc.setfsuid(_KEEP) & 0xFFFFFFFF, _libc.setfsgid(_KEEP) & 0xFFFFFFFF
 
 
-def connect_as(path: str, kind: int, client: Account, files_as: Account | None) -> socket.socket | int:
+def connect_as(
+    path: str, kind: int, client: Account, files_as: Account | None, *, refuse_fds: bool = False
+) -> socket.socket | int:
     """A connected, non-blocking socket to ``path``, or the errno of connect(2).
 
     kind      SOCK_STREAM or SOCK_SEQPACKET
     client    whom the service is to see
+    refuse_fds  have the kernel refuse what the service would pass, where it can
     files_as  whose uid and gid the path is checked by (control's); None: this process's own
 
     Raises OSError when the identity could not be taken over (nothing has changed then).
     """
     sock = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
+    if refuse_fds:
+        foreign.refuse_all(sock)
     own = _Identity.now()
     fsuid, fsgid = (files_as.uid, files_as.gid) if files_as else own.fsids
     try:

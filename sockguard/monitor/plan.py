@@ -18,6 +18,7 @@ import tomli
 from sockguard.config.read import Source
 from sockguard.privsep.listening import ListenSpec
 from sockguard.privsep.rights import CAP_CHOWN, CAP_SYS_PTRACE
+from sockguard.protocols.registry import default_fds
 
 _DEFAULT_MODE: Final = 0o666
 
@@ -33,7 +34,6 @@ def listen_specs(sources: Iterable[Source]) -> dict[str, ListenSpec]:
         mode = table.get("mode", _DEFAULT_MODE)
         owner = _id(table.get("owner"), _uid)
         group = _id(table.get("group"), _gid)
-        fds = table.get("fds", "forward")
         specs[name] = ListenSpec(
             proxy=name,
             kind=kind,
@@ -41,7 +41,7 @@ def listen_specs(sources: Iterable[Source]) -> dict[str, ListenSpec]:
             mode=mode if isinstance(mode, int) else _DEFAULT_MODE,
             owner=owner,
             group=group,
-            refuse_fds=fds == "refuse",
+            refuse_fds=_refuses_fds(table),
             records=table.get("protocol") == "seqpacket",
             credentials=table.get("sender") == "same-user",
         )
@@ -55,6 +55,7 @@ class Impersonation:
     backend: str
     type: int
     root: bool
+    refuse_fds: bool
 
 
 def impersonations(sources: Iterable[Source]) -> dict[str, Impersonation]:
@@ -64,6 +65,7 @@ def impersonations(sources: Iterable[Source]) -> dict[str, Impersonation]:
             backend,
             socket.SOCK_SEQPACKET if table.get("protocol") == "seqpacket" else socket.SOCK_STREAM,
             table.get("allow_root_identity") is True,
+            _refuses_fds(table),
         )
         for name, table in _tables(sources, "proxy")
         if table.get("identity") == "client" and isinstance(backend := table.get("backend"), str)
@@ -93,6 +95,10 @@ def _tables(sources: Iterable[Source], key: str) -> Iterator[tuple[str, Mapping[
         tables = document.get(key)
         if isinstance(tables, dict):
             yield from ((name, table) for name, table in tables.items() if isinstance(table, dict))
+
+
+def _refuses_fds(table: Mapping[str, object]) -> bool:
+    return table.get("fds", default_fds(str(table.get("protocol", "stream")))) == "refuse"
 
 
 def _list(value: object) -> list[object]:

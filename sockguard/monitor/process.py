@@ -13,6 +13,7 @@ import pwd
 import select
 import signal
 import socket
+import stat
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +25,9 @@ from sockguard.errors import EXIT_WORLD, ChannelError, ConfigError, Mistake, Soc
 from sockguard.identity import peercred, process
 from sockguard.identity.peer import OVERFLOW_ID, Unknown
 from sockguard.monitor import impersonate, plan
-from sockguard.privsep import activation, channel, listening, memfd, rights, spawn
+from sockguard.monitor.disposal import ForkDisposal
+from sockguard.privsep import activation, channel, foreign, listening, memfd, rights, spawn
+from sockguard.privsep.leaving import leave
 from sockguard.privsep.messages import (
     CONTROL_TO_MONITOR,
     Adopt,
@@ -55,7 +58,9 @@ MAX_RELAYS: Final = 256
 
 _SPAWNING: Final = frozenset({rights.CAP_SETUID, rights.CAP_SETGID})
 _USEFUL: Final = _SPAWNING | {rights.CAP_SYS_PTRACE, rights.CAP_CHOWN}
-_RELAYS_END_SECONDS: Final = 2.0
+_END_SECONDS: Final = 1.0
+_KILLED_SECONDS: Final = 0.5
+"""How long is waited at the end for a process, and how long once it is killed. Two seconds and a bit for them all."""
 
 
 def is_useful() -> bool:
@@ -66,7 +71,7 @@ def is_useful() -> bool:
 def main(config: str) -> NoReturn:
     """Run the daemon with this process as its monitor. Exits with control's exit status."""
     rights.harden("sockguard")
-    sys.exit(Monitor(config).run())
+    leave(Monitor(config).run())
 
 
 def _account(name: str) -> rights.Account | None:
@@ -116,6 +121,7 @@ class Monitor:
         self._control_pid = 0
         self._control_account: rights.Account | None = None
         self._relay_account: rights.Account | None = None
+        self._disposal = ForkDisposal()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._handlers: dict[type[Message], Callable[..., tuple[Message, list[int]]]] = {
             ReadConfig: self._read_config,
@@ -141,19 +147,23 @@ class Monitor:
             self._control_account, [str(self._relay_account.uid if self._relay_account else -1), self._config]
         )
         fault = ""
-        with control:
-            try:
-                self._serve(control)
-            except ChannelError as error:
-                fault = f"the control process sent {error}"
+        try:
+            self._serve(control)
+        except ChannelError as error:
+            fault = f"the control process sent {error}"
+        # Not closed: connections of clients may wait in it, and this process would be the last that has them.
+        with contextlib.suppress(OSError):
+            control.shutdown(socket.SHUT_RDWR)
         status = self._wait_for_control()
         self._wait_for_relays()
         listening.clean_up(self._bound.values(), os.environ, started=self._working_set is not None)
-        if status < 0:
+        if status is None:
+            fault = fault or "the control process does not end; it is left to the kernel"
+        elif status < 0:
             fault = fault or f"the control process was ended by {signal.Signals(-status).name}"
         if fault:
             print(f"sockguard: {fault}", file=sys.stderr)
-        return EXIT_WORLD if fault else status
+        return EXIT_WORLD if fault or status is None else status
 
     def _make_runtime_folder(self) -> None:
         """Where control makes its socket: root's folder, given to control's user."""
@@ -190,20 +200,39 @@ class Monitor:
                 answer, answer_fds = self._handlers[type(message)](message, *fds)
             except SockguardError as error:
                 answer, answer_fds = Failed(str(error)), []
-            try:
-                channel.send(control, answer, answer_fds)
-            finally:
-                channel.close_all(answer_fds)
         finally:
-            channel.close_all(fds)
+            # Before the answer: until it has come, control has them too, so this is never the last copy.
+            self._close(control, fds)
+        channel.send(control, answer, answer_fds)
+        self._close(control, answer_fds)
+
+    def _close(self, control: socket.socket, fds: Sequence[int]) -> None:
+        """Close copies of what control has. Where it may be gone, or may have closed its own already, what peers have
+        sent could be waiting in them: then a process that exits is the last that has them.
+        """
+        poll = select.poll()
+        poll.register(control.fileno(), 0)
+        gone = bool(poll.poll(0))  # POLLHUP
+        for fd in fds:
+            if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+                os.close(fd)
+                continue
+            sock = socket.socket(fileno=fd)
+            if gone:
+                self._disposal.dispose((sock,))
+            else:
+                foreign.close_shared(sock, self._disposal)
 
     def _on_signals(self, control: socket.socket) -> None:
         with contextlib.suppress(BlockingIOError):
             numbers = os.read(self._wake_read, 1024)
-        if signal.SIGTERM in numbers or signal.SIGINT in numbers:
+        if signal.SIGTERM in numbers:
             channel.send(control, Signal("terminate"))
+        elif signal.SIGINT in numbers:  # RestartKillSignal= of the unit
+            channel.send(control, Signal("restart"))
         if signal.SIGHUP in numbers:
             channel.send(control, Signal("reload"))
+        self._disposal.reap()
         for pid, (relay, _) in list(self._relays.items()):
             found, status = os.waitpid(pid, os.WNOHANG)
             if found:
@@ -289,7 +318,9 @@ class Monitor:
             raise SockguardError("uid 0 is not shown to the service: allow_root_identity is false")
         account = rights.Account(uid, gid, tuple(groups))
         try:
-            connected = impersonate.connect_as(target.backend, target.type, account, self._control_account)
+            connected = impersonate.connect_as(
+                target.backend, target.type, account, self._control_account, refuse_fds=target.refuse_fds
+            )
         except OSError as error:
             raise SockguardError(f"the client's identity cannot be taken over: {error.strerror}") from error
         return (NotConnected(connected), []) if isinstance(connected, int) else (Done(1), [connected.detach()])
@@ -313,11 +344,11 @@ class Monitor:
             raise SockguardError("a relay for a protocol that there is not")
         account = self._relay_account
         try:
-            pid, sock = spawn.spawn_relay(account, message.protocols)
+            pid, sock, pipe = spawn.spawn_relay(account, message.protocols)
         except OSError as error:
             raise SockguardError(f"a relay cannot be started: {error.strerror}") from error
         self._relays[pid] = (message.number, account.uid if account else -1)
-        return Done(1), [sock.detach()]
+        return Done(2), [sock.detach(), pipe]
 
     def _end_relay(self, message: EndRelay) -> tuple[Message, list[int]]:
         for pid, (number, uid) in self._relays.items():
@@ -341,19 +372,37 @@ class Monitor:
 
     # ── the end ──
 
-    def _wait_for_control(self) -> int:
-        _, status = os.waitpid(self._control_pid, 0)
-        return os.waitstatus_to_exitcode(status)
+    def _wait_for_control(self) -> int | None:
+        """Its exit status; None when it does not end."""
+        end = time.monotonic() + _END_SECONDS
+        killed = False
+        while True:
+            found, status = os.waitpid(self._control_pid, os.WNOHANG)
+            if found:
+                return os.waitstatus_to_exitcode(status)
+            if time.monotonic() > end:
+                if killed:
+                    return None
+                account = self._control_account
+                self._kill(self._control_pid, account.uid if account else -1)
+                killed, end = True, time.monotonic() + _KILLED_SECONDS
+            time.sleep(0.01)
 
     def _wait_for_relays(self) -> None:
-        """Relays end when control's end of their channel closes; one that does not is killed."""
-        end = time.monotonic() + _RELAYS_END_SECONDS
+        """Relays end when control's end of their channel closes; one that does not is killed. One that does not end
+        even so is left to the kernel.
+        """
+        end = time.monotonic() + _END_SECONDS
+        killed = False
         while self._relays:
-            late = time.monotonic() > end
-            for pid, (_, uid) in list(self._relays.items()):
-                if late:
-                    self._kill(pid, uid)
-                if os.waitpid(pid, 0 if late else os.WNOHANG)[0]:
+            for pid in list(self._relays):
+                if os.waitpid(pid, os.WNOHANG)[0]:
                     del self._relays[pid]
+            if self._relays and time.monotonic() > end:
+                if killed:
+                    return
+                for pid, (_, uid) in self._relays.items():
+                    self._kill(pid, uid)
+                killed, end = True, time.monotonic() + _KILLED_SECONDS
             if self._relays:
                 time.sleep(0.01)

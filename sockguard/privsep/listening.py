@@ -17,16 +17,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from sockguard.errors import SockguardError
+from sockguard.privsep import foreign
+from sockguard.privsep.sockopt import SO_PASSRIGHTS
 
 BACKLOG: Final = 4096
 """Connections that wait for accept; the kernel cuts it to net.core.somaxconn (listen(2))."""
-
-SO_PASSRIGHTS: Final = 83
-"""asm-generic/socket.h, since Linux 6.16: at 0, a sender that passes an fd gets EPERM, even before accept."""
-
-_SO_PASSSEC: Final = 34
-_SO_PASSPIDFD: Final = 76
-"""asm-generic/socket.h. With them, which a .socket unit may set, each message brings a label or an fd of its sender."""
 
 _KEPT: Final = "sockguard/"  # no unit can be called so, and a socket without FileDescriptorName= is called as its unit
 
@@ -163,10 +158,7 @@ def set_options(sock: socket.socket, *, refuse_fds: bool, credentials: bool) -> 
     """
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0 if refuse_fds else 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1 if credentials else 0)
-    for unwanted in (_SO_PASSSEC, _SO_PASSPIDFD):
-        with contextlib.suppress(OSError):  # a kernel that does not know it does not do it
-            sock.setsockopt(socket.SOL_SOCKET, unwanted, 0)
+    foreign.ask_for_nothing(sock, credentials=credentials)
 
 
 def _refusal(spec: ListenSpec, text: str) -> SockguardError:
@@ -237,9 +229,9 @@ def _socket(fd: int) -> socket.socket | None:
 
 def _end(sock: socket.socket) -> None:
     """No more connections, in whatever process it is open: systemd sees a hang-up, and lets go of it and its name."""
-    with sock, contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):
         path = sock.getsockname()
-        sock.shutdown(socket.SHUT_RDWR)
+        foreign.end_listener(sock, _kept_open)
         if isinstance(path, str) and path.startswith("/"):
             found = os.lstat(path)
             if stat.S_ISSOCK(found.st_mode) and _nobody_listens(path):
@@ -316,6 +308,30 @@ def _clear_stale(spec: ListenSpec) -> None:
         raise _refusal(spec, "a stale socket is there, and this user may not remove it")
 
 
+class _KeptOpen:
+    """See foreign.Disposer: there is nobody here who could close them, so they stay open until this process ends."""
+
+    def __init__(self) -> None:
+        self.socks: list[socket.socket] = []
+
+    def dispose(self, socks: Iterable[socket.socket]) -> None:
+        self.socks.extend(socks)
+
+
+_kept_open: Final = _KeptOpen()
+
+
+class _Probe:
+    """A socket that connects to see whether somebody listens. Whoever does may send it anything."""
+
+    def __init__(self, kind: int) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
+        foreign.refuse_all(self.sock)
+
+    def close(self) -> None:
+        foreign.end(self.sock, _kept_open)
+
+
 def _connect_as_owner(probe: socket.socket, path: str) -> None:
     """connect(2); where root may not, for want of CAP_DAC_OVERRIDE, as the file's owner. Raises OSError."""
     try:
@@ -334,9 +350,9 @@ def _connect_as_owner(probe: socket.socket, path: str) -> None:
 def _nobody_listens(path: str) -> bool:
     """Is that socket file stale? Raises OSError where it cannot be told."""
     for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
-        with socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK) as probe:
+        with contextlib.closing(_Probe(kind)) as probe:
             try:
-                _connect_as_owner(probe, path)
+                _connect_as_owner(probe.sock, path)
             except ConnectionRefusedError:
                 return True
             except BlockingIOError:

@@ -9,6 +9,7 @@ below; passed fds travel with it. Rows are arrays of plain integers and strings,
                         signal · relay_exited                                             at any time
     control → relay     generation · rule_sets · connections · assign · credits · close · ping · stop
     relay   → control   hello · generation_taken · connections_taken · requests · closed · pong · fault
+                        these over a pipe (pipe.py), so none can bring a descriptor
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ class ConnectAs(Message):
 @dataclass(frozen=True, slots=True)
 class SpawnRelay(Message):
     """Start a relay process. ``number`` is control's own name for it; protocols: those that it must be able to read,
-    joined by commas. Answer: done with its channel.
+    joined by commas. Answer: done with its channel and the reading end of its pipe.
     """
 
     TAG = "spawn_relay"
@@ -119,7 +120,7 @@ class Adopt(Message):
 
 @dataclass(frozen=True, slots=True)
 class Done(Message):
-    """It was done. ``count``: how many fds come along (0 or 1)."""
+    """It was done. ``count``: how many fds come along (0 to 2)."""
 
     TAG = "done"
     count: int = 0
@@ -174,7 +175,10 @@ class NotConnected(Message):
 
 @dataclass(frozen=True, slots=True)
 class Signal(Message):
-    """The monitor was told ``name``: "terminate" or "reload". It may not signal another uid, so it says so."""
+    """The monitor was told ``name``: "terminate", "restart" or "reload". It may not signal another uid, so it says so.
+
+    restart: end, to be started again; clients may wait in listening sockets that the service manager keeps meanwhile.
+    """
 
     TAG = "signal"
     name: str
@@ -213,10 +217,11 @@ class Generation(Message):
 
 @dataclass(frozen=True, slots=True)
 class Connections(Message):
-    """Rows of (connection, generation, proxy, set, uid): proxy and set of rules count within that generation.
+    """Rows of (connection, generation, proxy, set, uid, user): proxy and set of rules count within that generation.
 
-    set: 0 and without meaning where the proxy's protocol is not inspected; else one that the relay has been told.
-    Two fds a row, client and backend in turn. Answer: connections_taken, before the next batch is sent.
+    user: whom it counts for, the uid or the owner of a sub-uid. set: 0 and without meaning where the proxy's protocol
+    is not inspected; else one that the relay has been told. Two fds a row, client and backend in turn. Answer:
+    connections_taken, before the next batch is sent.
     """
 
     TAG = "connections"

@@ -139,6 +139,11 @@ def _drop_bounding_set() -> None:
             _prctl(_PR_CAPBSET_DROP, number)
 
 
+def open_files_limit() -> int:
+    """No descriptor of this process has this number, or a higher one."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+
+
 def raise_open_files() -> int:
     """Raise the soft limit of open files to the hard one; gives that number."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -39,6 +39,12 @@ PROTOCOLS: Final[Mapping[str, Entry]] = {
 """By the name that the file has for it."""
 
 
+def default_fds(protocol: str) -> Literal["forward", "refuse"]:
+    """What becomes of passed descriptors on a proxy of that protocol, inspected or not, unless the file says it."""
+    entry = PROTOCOLS.get(protocol)
+    return "forward" if entry is None else entry.fds
+
+
 def rules_of(protocol: str) -> ProtocolRules:
     """The protocol's rules.py. Raises KeyError for one that is not inspected."""
     return cast("ProtocolRules", importlib.import_module(f"sockguard.protocols.{PROTOCOLS[protocol].folder}.rules"))

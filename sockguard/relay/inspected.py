@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from math import ceil
 from typing import TYPE_CHECKING, Final
 
-from sockguard.privsep.channel import close_all
 from sockguard.protocols.base import (
     BACKEND,
     CLIENT,
@@ -62,6 +61,7 @@ class InspectedLink:
         "options",
         "seen",
         "sides",
+        "user",
     )
 
     inspector: Inspector
@@ -74,11 +74,13 @@ class InspectedLink:
         backend: socket.socket,
         options: Options,
         uid: int,
+        user: int,
         rules: RequestRules,
         shared: dict[str, object],
     ) -> None:
         self.loop = loop
         self.number = number
+        self.user = user
         self.options = options
         self.seen = loop.tick
         self.ending = False
@@ -137,9 +139,9 @@ class InspectedLink:
         if self.ending:
             return
         if source.passing > 0:  # a passthrough that is not FOREVER
-            side.hold(data, source.take_fds(fds))
+            side.hold(data, source.use_fds(fds))
         elif fds:
-            side.write_fds(data, source.take_fds(fds))
+            side.write_fds(data, source.use_fds(fds))
         else:
             side.write(data)
 
@@ -156,7 +158,9 @@ class InspectedLink:
             self.sides[to].shut_down()
 
     def drop_fds(self, source: Source, count: int) -> None:
-        close_all(self.sides[source].take_fds(count))
+        side = self.sides[source]
+        if fds := side.use_fds(count):
+            side.other.drop_in_turn(fds)
 
     def pause(self, source: Source) -> None:
         side = self.sides[source]
@@ -168,9 +172,11 @@ class InspectedLink:
         self.loop.again(side)
 
     def audit(self, kind: Kind, request: str, verdict: RequestVerdict) -> None:
-        if not self.ending and not self.loop.tell_request(
-            self.number, kind, verdict.rule or "", verdict.reason, request
-        ):
+        if self.ending:
+            return
+        if kind != "denied":
+            self.client.clear = self.backend.clear = False  # it is told before it is passed on: see Outbox.write
+        if not self.loop.tell_request(self.number, kind, verdict.rule or "", verdict.reason, request):
             self.end("limit", "more requests than can be told of", clean=False)
 
     def timer(self, seconds: float, of: Source | None = None) -> None:

@@ -1,25 +1,32 @@
 """What is read from one of the two sockets of an inspected connection (inspected.py), and shown to its inspector.
 
 A chunk at a time. What the inspector does not use yet is kept and shown again with more; what is to pass unseen goes
-to the other side as it comes. Read once, into memory that no client can reach, and sent from there.
+to the other side as it comes. Shown and sent is one copy, in memory that no client can reach.
+
+Where the kernel refuses descriptors, bytes are just read. Elsewhere they are peeked without room for any, and taken
+once they were shown; a message that carries descriptors is received by a carrier, which keeps these until the inspector
+has said what becomes of them.
 
 All descriptors are edge-triggered, as in stream.py: a side is read until it is dry or has to wait.
 """
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
-from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from sockguard.privsep.channel import close_all, received_fds
+from sockguard.carriers.jobs import Job, Op, Problem, Report
+from sockguard.privsep import foreign
+from sockguard.privsep.ancillary import CREDENTIALS_BYTES, CUT, sender
 from sockguard.privsep.messages import MAX_FDS, MAX_OVERDRAFT
 from sockguard.protocols.base import CLIENT, FOREVER, Source
-from sockguard.relay.ancillary import CONTROL_BYTES, CUT, READ, sender
+from sockguard.relay.boundary import boundary, carries_fds
 from sockguard.relay.outbox import Outbox
-from sockguard.relay.stream import CHUNK
+from sockguard.relay.peeking import PEEK
+from sockguard.relay.side import CHUNK
 
 if TYPE_CHECKING:
     from sockguard.relay.inspected import InspectedLink
@@ -39,8 +46,10 @@ _READABLE: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select
 _END: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 _GONE: Final = select.EPOLLHUP | select.EPOLLERR
 
-_view: Final = memoryview(bytearray(CHUNK))  # one buffer for the whole process
+_buffer: Final = bytearray(CHUNK)  # one for the whole process
+_view: Final = memoryview(_buffer)
 _views: Final = [_view]
+_scratch: Final = bytearray(CHUNK)  # where bytes go that were shown already
 
 
 class InspectedSide(Outbox):
@@ -51,7 +60,11 @@ class InspectedSide(Outbox):
     paused    not read until the inspector says so, but for what passes
     inspect   the inspector's ``received``
     rest      what was shown and is not used yet; ``stuck``: showing it again is of no use before more comes
-    fds       that came here and were neither sent on nor dropped yet; none was since the tick ``fds_since``
+    pure      no descriptors can come here: the kernel refuses them
+    room      bytes for ancillary data: for the sender's credentials where they matter, else none
+    busy      a carrier reads here just now, what was peeked of it is ``coming``
+    fds       how many came here that the inspector has neither sent on nor dropped; none did since ``fds_since``
+    kept      how many of this side's a carrier keeps, those that wait to be sent included; under ``number``
     passing   bytes still to come that go to ``other`` unseen; FOREVER: all
     sender    the only uid that may send here; -1: any
     ending    the peer sends nothing more after what is queued (EPOLLRDHUP); ended: all of that was read
@@ -59,7 +72,11 @@ class InspectedSide(Outbox):
     """
 
     __slots__ = (
+        "account",
+        "asked",
+        "busy",
         "clear",
+        "coming",
         "ended",
         "ending",
         "fds",
@@ -67,14 +84,20 @@ class InspectedSide(Outbox):
         "gone",
         "index",
         "inspect",
+        "kept",
+        "number",
         "passing",
         "paused",
+        "peek",
+        "pure",
         "read",
         "received",
         "reset_outcome",
         "rest",
+        "room",
         "sender",
         "stuck",
+        "take",
     )
 
     inspect: Callable[[Source, memoryview, int], int]
@@ -82,16 +105,25 @@ class InspectedSide(Outbox):
     def __init__(self, link: InspectedLink, sock: socket.socket, index: Source, only_from: int) -> None:
         super().__init__(link, sock)
         self.index = index
+        self.account = link.user, index
+        self.number = 2 * link.number + index
         self.sender = only_from
+        self.room = 0
         if only_from >= 0:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)  # as stream.Side.only_from
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)  # as peeking.PeekingSide
+            self.room = CREDENTIALS_BYTES
+        self.pure = only_from < 0 and foreign.takes_none(sock)
+        if self.pure and index == CLIENT:  # as taking.TakingSide
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # else a read at an urgent byte drops it in silence
         self.reset_outcome = "client_reset" if index == CLIENT else "backend_reset"
-        self.received = self.passing = self.fds_since = 0
+        self.received = self.passing = self.fds_since = self.fds = self.kept = 0
         self.rest = bytearray()
-        self.fds: deque[int] = deque()
-        self.clear = self.paused = self.ending = self.ended = self.gone = False
+        self.coming = b""
+        self.asked = self.busy = self.clear = self.paused = self.ending = self.ended = self.gone = False
         self.stuck = True
-        self.read = sock.recvmsg_into
+        self.read = self.take = sock.recv_into
+        self.peek = sock.recvmsg_into
 
     def on_events(self, events: int) -> None:
         """What epoll says about this socket."""
@@ -117,44 +149,62 @@ class InspectedSide(Outbox):
         if not self.clear or self.loop.credit <= 0:
             self._pump_with_care()
             return
+        pure = self.pure
         try:
-            read = self.read  # what a slot holds is called faster by a local name
-            length, control, flags, _ = read(_views, CONTROL_BYTES, READ)
+            if pure:
+                read = self.read  # what a slot holds is called faster by a local name
+                length = read(_buffer)
+            else:
+                peek = self.peek
+                length, control, flags, _ = peek(_views, self.room, PEEK)
+                if control or flags:
+                    self._peeked(CHUNK, length, control, flags)
+                    self.clear = self._is_clear()
+                    return
         except BlockingIOError:
             return
         except ConnectionResetError:
             self._reset()
             return
-        if control or flags & CUT or not length:
-            self._took(CHUNK, length, control, flags)
+        if not length:
+            self._end_of_stream()
             return
-        self.received += length  # from here on as _took, where all is clear
+        self.received += length  # from here on as _came, where all is clear
         inspect = self.inspect
         shown = _view[:length]
         used = inspect(self.index, shown, 0)
         if used < length:
             self._leave(shown, used)
+        if not pure and not self.closed:
+            self._take(length)
         if length == CHUNK:
             self.loop.again(self)
 
     def _pump_with_care(self) -> None:
         if self._may_read():
             wanted = self.passing if 0 < self.passing < CHUNK else CHUNK
+            view = _view[:wanted]
             try:
-                length, control, flags, _ = self.read([_view[:wanted]], CONTROL_BYTES, READ)
+                control: list[tuple[int, int, bytes]] = []
+                flags = 0
+                if self.pure:
+                    length = self.read(view)
+                else:
+                    length, control, flags, _ = self.peek([view], self.room, PEEK)
             except BlockingIOError:
                 if self.deaf and self.index == CLIENT:  # all is heard that it had to say, and it hears no answer
                     self.link.end(self.reset_outcome)
             except ConnectionResetError:
                 self._reset()
             else:
-                self._took(wanted, length, control, flags)
+                self._peeked(wanted, length, control, flags)
         self.clear = self._is_clear()
 
     def _is_clear(self) -> bool:
         return not (
             self.rest
             or self.fds
+            or self.busy
             or self.passing
             or self.paused
             or self.ending
@@ -166,26 +216,112 @@ class InspectedSide(Outbox):
             or self.link.ending
         )
 
-    def _took(self, wanted: int, length: int, control: list[tuple[int, int, bytes]], flags: int) -> None:
-        """What a reading of ``wanted`` bytes at most has given."""
-        if (control or flags & CUT) and not self._take_control(length, control, flags):
-            return
+    def _peeked(self, wanted: int, length: int, control: list[tuple[int, int, bytes]], flags: int) -> None:
+        """What a look at ``wanted`` bytes at most has shown; where the side is pure, they are taken already."""
         if not length:
             self._end_of_stream()
-            return
+        elif self.sender >= 0 and sender(control) != self.sender:
+            self.link.end("sender_changed", clean=False)
+        elif flags & CUT and not self.asked:  # as PeekingSide.more_comes_than_fds
+            self.asked = True
+            foreign.ask_for_nothing(self.sock, credentials=bool(self.room))
+            self.loop.again(self)
+        elif flags & CUT:
+            self._fds_come(wanted, length)
+        else:
+            self._came(_view[:length], more=length == wanted or bool(control))
+
+    def _came(self, data: memoryview, *, more: bool) -> None:
+        """Show it, or pass it on, and take it from the queue. more: there may be more behind it."""
+        length = len(data)
         self.received += length
         if self.passing:
-            self._pass(_view[:length])
+            self._pass(data)
         elif self.rest:
-            self.rest += _view[:length]
+            self.rest += data
             self._show_rest()
         else:
-            shown = _view[:length]
-            used = self._show(shown)
+            used = self._show(data)
             if used < length:
-                self._leave(shown, used)
-        if length == wanted or control or self.ending:
+                self._leave(data, used)
+        if self.closed:
+            return
+        if not self.pure and not self.busy:
+            self._take(length)
+        if more or self.ending:
             self.loop.again(self)
+
+    def _take(self, count: int) -> None:
+        """Take from the queue what was shown; nothing of it carries descriptors."""
+        while count:
+            count -= self.take(_scratch, count)
+
+    def _fds_come(self, wanted: int, length: int) -> None:
+        """Some message in the queue carries descriptors: show what comes before it, then have a carrier receive it."""
+        link = self.link
+        if link.options.refuse_fds:
+            link.end("fds_refused", clean=False)
+            return
+        view = _view[:wanted]
+        start = boundary(self.sock, view, length)
+        if not start and length == wanted and not carries_fds(self.sock, 0, length):
+            start = length
+        if start:
+            self._came(_view[:start], more=True)
+            return
+        self.busy = True
+        self.clear = False
+        self.coming = bytes(_view[:length])
+        job = Job(Op.TAKE, self.number, length, self.sender)
+        self.loop.carriers.take(self.account, job, self.sock, self._carrier_took, self._fds_lost)
+
+    def _carrier_took(self, report: Report) -> None:
+        coming, self.coming = self.coming, b""
+        self.kept += report.fds
+        if self.closed:
+            self.forget_fds()
+            return
+        try:
+            self._go_on_with(coming, report)
+        except Exception as error:
+            self.link.fail(error)
+
+    def _go_on_with(self, coming: bytes, report: Report) -> None:
+        link = self.link
+        match report.problem:
+            case Problem.NONE:
+                pass
+            case Problem.NOT_THERE | Problem.FOR_NOW:
+                self.busy = False
+                self.loop.later(self)
+                return
+            case Problem.CUT:
+                link.end("out_of_files", clean=False)
+                return
+            case Problem.SENDER:
+                link.end("sender_changed", clean=False)
+                return
+            case Problem.STUCK:
+                link.end("fds_stuck", clean=False)
+                return
+            case _:
+                link.end("failed", "a carrier could not receive descriptors", clean=False)
+                return
+        if self.fds + report.fds > MAX_WAITING_FDS:
+            link.end("limit", clean=False)
+            return
+        if report.fds and not self.fds:
+            self.fds_since = self.loop.tick
+            self.loop.time(link)
+        self.fds += report.fds
+        self._came(memoryview(bytearray(coming[: report.size])), more=True)
+        self.busy = False
+        self.clear = False
+
+    def _fds_lost(self) -> None:
+        """The carrier that keeps descriptors of this side does not come back."""
+        self.kept = self.fds = 0
+        self.link.end("fds_stuck", clean=False)
 
     def _may_read(self) -> bool:
         """Is there room for more, and any use in it? What is kept is shown first."""
@@ -204,7 +340,7 @@ class InspectedSide(Outbox):
 
     def _must_wait(self) -> bool:
         link = self.link
-        if self.other.out or link.ending or (self.paused and not self.passing):
+        if self.busy or self.other.out or link.ending or (self.paused and not self.passing):
             return True
         if self.passing == FOREVER:
             return False
@@ -217,43 +353,34 @@ class InspectedSide(Outbox):
         self.loop.wait_for_credit(self)
         return True
 
-    def _take_control(self, length: int, control: list[tuple[int, int, bytes]], flags: int) -> bool:
-        """What came with the bytes. False when it has ended the connection."""
-        fds = received_fds(control)
-        link = self.link
-        outcome = ""
-        if flags & CUT or (fds and self.loop.crowded(fds)):
-            outcome = "out_of_files"
-        elif self.sender >= 0 and length and sender(control) != self.sender:
-            outcome = "sender_changed"
-        elif fds and link.options.refuse_fds:
-            outcome = "fds_refused"
-        elif len(self.fds) + len(fds) > MAX_WAITING_FDS:
-            outcome = "limit"
-        if outcome:
-            close_all(fds)
-            link.end(outcome, clean=False)
-            return False
-        if fds and not self.fds:
+    def use_fds(self, count: int) -> int:
+        """How many of so many there are: they wait for the inspector no more."""
+        count = min(count, self.fds)
+        self.fds -= count
+        if count:
             self.fds_since = self.loop.tick
-            self.loop.time(link)
-        self.fds.extend(fds)
-        self.clear = False
-        return True
+        return count
 
-    def take_fds(self, count: int) -> list[int]:
-        """The first ``count`` that wait, or what there is of them, for the caller to keep or to close."""
-        taken = [self.fds.popleft() for _ in range(min(count, len(self.fds)))]
-        if taken:
-            self.fds_since = self.loop.tick
-        return taken
+    def fds_left(self, count: int) -> None:
+        """A carrier has sent on so many."""
+        self.kept -= count
+
+    def drop(self, count: int) -> None:
+        """Have so many closed, the first of those that a carrier keeps."""
+        count = min(count, self.kept)
+        self.kept -= count
+        if count:
+            self.loop.carriers.drop(self.account, self.number, count)
+
+    def forget_fds(self) -> None:
+        """Have all closed that a carrier keeps."""
+        self.fds = 0
+        self.drop(self.kept)
 
     def _pass(self, data: memoryview, *, followed: bool = False) -> None:
         """Pass it on. followed: by more that has come already; fds come with the last of what a reading gives."""
         if self.passing == FOREVER:
-            fds = list(self.fds)
-            self.fds.clear()
-            self.other.write_fds(data, fds)
+            self.other.write_fds(data, self.use_fds(self.fds))
         elif self.fds and not followed:
             self.link.end("malformed" if self.index == CLIENT else "backend_malformed", "descriptors amid a message")
         else:
@@ -273,7 +400,7 @@ class InspectedSide(Outbox):
     def _show(self, data: memoryview) -> int:
         """Show it to the inspector; give how much is used."""
         self.stuck = True  # unless the inspector asks to be shown the rest again
-        return self.inspect(self.index, data, len(self.fds))
+        return self.inspect(self.index, data, self.fds)
 
     def _leave(self, shown: memoryview, used: int) -> None:
         """Keep what the inspector did not use, unless it goes on with it now."""
@@ -329,8 +456,16 @@ class InspectedSide(Outbox):
                 self.pump()
 
     def close(self) -> None:
+        loop = self.loop
+        if self.busy or self.carried:
+            loop.carriers.cancel(self.sock)
+        if self.busy or self.carried or self.other.busy or self.other.carried:
+            with contextlib.suppress(OSError):  # a carrier has a copy: its peer is to see the end all the same
+                self.sock.shutdown(socket.SHUT_RDWR)
         self._forget_out()
-        close_all(self.fds)
-        self.fds.clear()
         self.closed = self.deaf = True
-        self.sock.close()
+        self.forget_fds()
+        if self.pure or self.ended:
+            self.sock.close()
+        else:
+            foreign.end(self.sock, loop.carriers)

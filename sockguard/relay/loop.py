@@ -12,12 +12,13 @@ import socket
 import sys
 from collections import deque
 from collections.abc import Iterable, Sequence
-from errno import EAGAIN
 from time import monotonic
 from typing import Final
 
-from sockguard.errors import ChannelError
-from sockguard.privsep import channel, memfd
+from sockguard.carriers.master import Master
+from sockguard.carriers.pool import Carrier, Carriers
+from sockguard.errors import ChannelError, SockguardError
+from sockguard.privsep import channel, foreign, memfd
 from sockguard.privsep.messages import (
     CONTROL_TO_RELAY,
     MAX_FDS,
@@ -40,13 +41,16 @@ from sockguard.privsep.messages import (
     check_row,
     in_packets,
 )
+from sockguard.privsep.pipe import Outlet
 from sockguard.protocols.base import MAX_REQUEST_TEXT
 from sockguard.relay.inspected import InspectedLink
 from sockguard.relay.link import AnyLink, AnySide
 from sockguard.relay.options import TICK_SECONDS, read_generation
+from sockguard.relay.pipes import Pipes
 from sockguard.relay.records import RecordLink
 from sockguard.relay.rules import NO_RULES, Rules
-from sockguard.relay.stream import FOR_NOW, READ_EVENTS, Link, Side
+from sockguard.relay.side import READ_EVENTS
+from sockguard.relay.stream import Link
 
 LINKS: Final[dict[str, type[Link]]] = {"stream": Link, "seqpacket": RecordLink}
 """What serves a connection of each protocol that is not read; InspectedLink serves those that are."""
@@ -54,8 +58,6 @@ LINKS: Final[dict[str, type[Link]]] = {"stream": Link, "seqpacket": RecordLink}
 _JUST_DATA: Final = select.EPOLLIN
 _AGAIN_SECONDS: Final = 0.2  # for one round of those who ask for another turn; then control is heard first
 _EVENTS_PER_WAKE: Final = 64  # as many as malloc gives at once; more are there at the next wake
-_CHANNEL_READ: Final = select.EPOLLIN
-_CHANNEL_WRITE: Final = select.EPOLLIN | select.EPOLLOUT
 
 
 class Loop:
@@ -64,28 +66,35 @@ class Loop:
     Most wakes are about bytes that came, and nothing else: whatever else there is to do sets ``_chores``.
     """
 
-    def __init__(self, control: socket.socket, files: int = sys.maxsize) -> None:
-        """files: how many this process may have open."""
+    def __init__(self, control: socket.socket, outlet: Outlet, master: Master, files: int = sys.maxsize) -> None:
+        """control: where messages come from; outlet: where ours go; files: how many this process may have open."""
         self._crowded_from = files - min(MAX_FDS, files // 2)
         self.tick = 0
         self._next_tick = 0.0
         self._control = control
         control.setblocking(False)
         self._epoll = select.epoll()
-        self._epoll.register(control.fileno(), _CHANNEL_READ)
+        self._epoll.register(control.fileno(), select.EPOLLIN)
+        self._outlet = outlet
+        self._outlet_watched = False
+        self._master_fd = master.channel.fileno()
+        self._epoll.register(self._master_fd, 0)  # its end alone is told
+        self.carriers = Carriers(master, self)
+        self.pipes = Pipes()
         self._links: dict[int, AnyLink] = {}
-        self._sides: dict[int, AnySide] = {}
+        self._sides: dict[int, AnySide | Carrier] = {}
         self._again: dict[AnySide, None] = {}  # as sets that keep their order
         self._later: dict[AnySide, None] = {}
-        self._behind: dict[Side, int] = {}  # and the tick in which it asked
-        self._timed: set[AnyLink] = set()
+        self._timed: set[AnyLink | Carriers] = set()
         self._ended: list[Row] = []
         self._requests: list[Row] = []
+        self.untold = False  # requests among these are to be passed on, once they are told
+        self._wait_for_telling: dict[AnySide, None] = {}
         self.credit = 0  # requests that may be told; none is read while there is none
         self._without_credit: dict[AnySide, None] = {}
         self._outbox: deque[Message] = deque()
         self._rules = Rules()
-        self._stopping = self._chores = self._message_waits = False
+        self._stopping = self._chores = self._more = self._message_waits = False
 
     def run(self) -> None:
         """Raises ChannelError when control sends what is not on the list."""
@@ -98,7 +107,10 @@ class Loop:
                 side = sides.get(fd)
                 if side is None:  # control's, or closed by what came before it
                     if fd == control_fd:
-                        self._message_waits = self._chores = True
+                        self._message_waits = True
+                    elif fd == self._master_fd:
+                        raise SockguardError("the process that starts its carriers has ended")
+                    self._chores = True  # else the outlet has room
                     continue
                 try:
                     if what == _JUST_DATA:  # as nearly always: nothing else to look at
@@ -110,7 +122,7 @@ class Loop:
             if self._chores:
                 if not self._do_chores():
                     return
-                timeout = 0.0 if self._again else TICK_SECONDS if self._chores else None
+                timeout = 0.0 if self._more else TICK_SECONDS if self._chores else None
 
     def _do_chores(self) -> bool:
         """All but the events of links. False when nothing more is to be served."""
@@ -125,15 +137,18 @@ class Loop:
             self._message_waits = False
             if not self._on_channel():
                 return False
-        if self._ended or self._requests or self._outbox:
+        if self._ended or self._requests or self._outbox or self._outlet_watched:
             self._tell()
-            if self._stopping and not self._outbox:
+            if self._stopping and not self._outlet_watched:
                 return False
-        self._chores = bool(self._again) or self._waits_for_time()  # and else a wait without end
+        self._go_on_with_told()
+        # Else a wait without end. While the outlet has no room, its event says when to go on.
+        self._more = bool(self._again or ((self._ended or self._requests) and not self._outlet_watched))
+        self._chores = self._more or self._waits_for_time()
         return True
 
     def _waits_for_time(self) -> bool:
-        return bool(self._timed or self._later or self._behind)
+        return bool(self._timed or self._later)
 
     def _pump(self, sides: Iterable[AnySide]) -> None:
         end = monotonic() + _AGAIN_SECONDS
@@ -166,24 +181,36 @@ class Loop:
         self._later[side] = None
         self._chores = True
 
-    def catch_up(self, side: Side) -> None:
-        """Take that side's byte behind when a whole tick has gone by in which it did not ask again."""
-        self._behind[side] = self.tick
-        self._chores = True
-
     def watch(self, fd: int, events: int) -> None:
         self._epoll.modify(fd, events)
 
     def forget(self, fd: int) -> None:
         with contextlib.suppress(FileNotFoundError):  # it could not be registered
             self._epoll.unregister(fd)
-        self._without_credit.pop(self._sides.pop(fd), None)
+        side = self._sides.pop(fd)
+        if not isinstance(side, Carrier):
+            self._without_credit.pop(side, None)
+            self._wait_for_telling.pop(side, None)
 
     def crowded(self, fds: Sequence[int]) -> bool:
         """Would keeping these leave less room than a message can need? Then the next one of control's would lose what
         it brings. A descriptor gets the lowest number that is free, so its number says how many are open (open(2)).
         """
         return max(fds, default=0) >= self._crowded_from
+
+    def listen_to(self, sock: socket.socket, reader: Carrier) -> None:
+        """Have that carrier read what comes to its channel."""
+        self._sides[sock.fileno()] = reader
+        self._epoll.register(sock.fileno(), select.EPOLLIN)
+
+    def leave(self, sock: socket.socket) -> None:
+        """Read no more there."""
+        self.forget(sock.fileno())
+
+    def call_on_time(self) -> None:
+        """Tell the carriers of each tick, until they wait for none."""
+        self._timed.add(self.carriers)
+        self._chores = True
 
     def time(self, link: AnyLink) -> None:
         """Tell that link of each tick, until it waits for none."""
@@ -205,7 +232,25 @@ class Loop:
         self.credit -= 1
         self._requests.append((number, kind, rule, _cut(reason), _cut(request)))
         self._chores = True
+        if kind != "denied":
+            self.untold = True
         return True
+
+    def is_untold(self, side: AnySide) -> bool:
+        """Is there a request to be passed on that control cannot be told of now? Then ``retry`` that side when it has
+        been. A request that is passed on and not told would be in no event if this process ended.
+        """
+        if self.untold:
+            self._tell()
+            if self.untold:
+                self._wait_for_telling[side] = None
+        return self.untold
+
+    def _go_on_with_told(self) -> None:
+        """Have those go on that waited for that. Not from within is_untold: another side is being read then."""
+        if self._wait_for_telling and not self.untold:
+            waiting, self._wait_for_telling = self._wait_for_telling, {}
+            self._retry(waiting)
 
     def wait_for_credit(self, side: AnySide) -> None:
         """Pump that side when there is credit again."""
@@ -216,8 +261,8 @@ class Loop:
         for side in list(self._without_credit):
             if self.credit <= 0:
                 return
-            del self._without_credit[side]
-            self._pump((side,))
+            if self._without_credit.pop(side, self) is None:
+                self._pump((side,))
 
     def link_ended(self, number: int, from_client: int, from_backend: int, outcome: str, reason: str = "") -> None:
         self._timed.discard(self._links.pop(number))
@@ -237,9 +282,6 @@ class Loop:
 
     def _on_tick(self) -> None:
         self.tick += 1
-        for side in [side for side, since in self._behind.items() if self.tick - since > 1]:
-            del self._behind[side]
-            side.take_the_byte_behind()
         later, self._later = self._later, {}
         self._retry(later)
         for link in list(self._timed):
@@ -284,7 +326,7 @@ class Loop:
                     link.end("stopped", clean=False)
                 self._stopping = True
                 self._tell()
-                return bool(self._outbox)
+                return self._outlet_watched
             case _:
                 raise ChannelError(f"a {message.TAG} message, which a relay does not take")
         return True
@@ -309,24 +351,24 @@ class Loop:
 
     def _take(self, message: Connections, fds: list[int]) -> None:
         for index, row in enumerate(message.rows):
-            number, generation, proxy, rule_set, uid = map(int, check_row(row, int, int, int, int, int))
+            number, generation, proxy, rule_set, uid, user = map(int, check_row(row, int, int, int, int, int, int))
             if generation != self._rules.generation:
                 raise ChannelError("a connection of a generation that is not in force")
             of_proxy = self._rules.proxy(proxy)
             both = fds[2 * index : 2 * index + 2]
-            if self.crowded(both):
-                channel.close_all(both)
-                self._ended.append((number, 0, 0, "out_of_files", ""))
-                continue
             kind = LINKS.get(of_proxy.protocol)
             client, backend = _sockets(both, socket.SOCK_SEQPACKET if kind is RecordLink else socket.SOCK_STREAM)
+            if self.crowded(both):
+                foreign.end_all((client, backend), self.carriers)
+                self._ended.append((number, 0, 0, "out_of_files", ""))
+                continue
             link: AnyLink
             if kind is None:
                 rules = self._rules.of(rule_set, of_proxy)
                 shared = self._rules.shared(of_proxy)
-                link = InspectedLink(self, number, client, backend, of_proxy, uid, rules, shared)
+                link = InspectedLink(self, number, client, backend, of_proxy, uid, user, rules, shared)
             else:
-                link = kind(self, number, client, backend, of_proxy, uid)
+                link = kind(self, number, client, backend, of_proxy, uid, user)
             self._links[number] = link
             if of_proxy.idle_ticks:
                 self._timed.add(link)
@@ -342,6 +384,7 @@ class Loop:
         self._outbox.append(ConnectionsTaken(len(message.rows)))
 
     def _tell(self) -> None:
+        """Write to control what there is to say, as far as there is room; an event tells of more."""
         outbox = self._outbox
         if self._requests:  # before the ends of their connections
             outbox.extend(in_packets(Requests, self._requests))
@@ -351,16 +394,22 @@ class Loop:
             self._ended = []
         try:
             while outbox:
-                channel.send(self._control, outbox[0])
+                self._outlet.send(outbox[0])
                 outbox.popleft()
-        except (BrokenPipeError, ConnectionResetError):
-            outbox.clear()  # control has gone: the next read of the channel says so
-        except OSError as error:
-            if error.errno != EAGAIN and error.errno not in FOR_NOW:
-                raise
-            self._epoll.modify(self._control.fileno(), _CHANNEL_WRITE)
-        else:
-            self._epoll.modify(self._control.fileno(), _CHANNEL_READ)
+            told = self._outlet.flush()
+        except BlockingIOError:
+            told = False
+        except BrokenPipeError:  # control has gone: the next read of the channel says so, and nothing passes untold
+            outbox.clear()
+            return
+        if told == self._outlet_watched:
+            self._outlet_watched = not told
+            if told:
+                self._epoll.unregister(self._outlet.fd)
+            else:
+                self._epoll.register(self._outlet.fd, select.EPOLLOUT)
+        if told:
+            self.untold = False
 
 
 def _sockets(fds: Iterable[int], kind: int) -> list[socket.socket]:

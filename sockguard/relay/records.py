@@ -1,25 +1,26 @@
 """A connection of a `seqpacket` proxy: records, with their boundaries and passed fds, both ways, unread by anyone.
 
-As in a stream (stream.py) nothing is held here: a record is peeked, passed on whole, and only then taken from the
-kernel's queue. An empty record would look like the end of the connection; SO_PASSCRED on these sockets tells them
-apart, since then every record brings a control message and the end brings none (unix(7)).
+As in peeking.py nothing is held here: a record is peeked, passed on whole, and only then taken from the kernel's queue;
+one with fds is passed on by a carrier. An empty record would look like the end of the connection; SO_PASSCRED on these
+sockets tells them apart, since then every record brings a control message and the end brings none (unix(7)).
 """
 
 from __future__ import annotations
 
 import errno
 import socket
-from array import array
 from typing import Final
 
-from sockguard.privsep.channel import close_all, received_fds
-from sockguard.relay.ancillary import CONTROL_BYTES, CUT, PEEK, sender, untaken
-from sockguard.relay.stream import CHUNK, FOR_NOW, MAX_IN_FLIGHT, Link, Side
+from sockguard.carriers.jobs import Job, Op
+from sockguard.privsep.ancillary import CREDENTIALS_BYTES, CUT, PEEK_LENGTH, sender
+from sockguard.privsep.messages import MAX_FDS
+from sockguard.relay.boundary import untaken
+from sockguard.relay.peeking import MAX_IN_FLIGHT, PeekingSide
+from sockguard.relay.side import CHUNK, FOR_NOW, Side
+from sockguard.relay.stream import Link
 
 MAX_RECORD: Final = 64 * 1024 * 1024
 """Bytes of a record: far above what net.core.wmem_max lets anybody send."""
-
-_PEEK_LENGTH: Final = PEEK | int(socket.MSG_TRUNC)  # the record's own length, however small the buffer (recv(2))
 
 
 class _Buffer:
@@ -35,75 +36,75 @@ class _Buffer:
 _buffer: Final = _Buffer()
 
 
-class RecordSide(Side):
+class RecordSide(PeekingSide):
     """One of the two sockets, and the direction that is read from it."""
 
     __slots__ = ()
 
+    def __init__(self, link: Link, sock: socket.socket, index: int, sender: int) -> None:
+        super().__init__(link, sock, index, sender)
+        self.room = CREDENTIALS_BYTES
+
     def pump(self) -> None:
         """Pass on one record; more after the others had their turn."""
-        if self.closed or self.ended or self.other.full:
-            if self.ended and self.gone and not self.closed:
-                self._gone_at_last()
+        if self.cannot_read():
             return
         try:
-            length, control, flags, _ = self.peek(_buffer.views, CONTROL_BYTES, _PEEK_LENGTH)
+            length, control, flags, _ = self.peek(_buffer.views, CREDENTIALS_BYTES, PEEK_LENGTH)
         except BlockingIOError:
             if self.ending:
-                self._end_of_stream()
+                self.end_of_stream()
             return
         except ConnectionResetError:
-            self.ending = self.gone = self.broken = True
-            self.pump()
+            self.was_reset()
             return
-        fds = received_fds(control)
         if not control:
             self._look_again()
         elif self.sender >= 0 and sender(control) != self.sender:
-            close_all(fds)
-            self.link.end("sender_changed", clean=False)
+            self.link.end("sender_changed")
         elif length > len(_buffer.views[0]):
-            close_all(fds)
             self._make_room(length)
+        elif flags & CUT:
+            if not self.more_comes_than_fds():
+                self._pass_record_with_fds(length)
         else:
-            self._pass_record(length, fds, flags)
+            self._pass_record(length)
 
     def _make_room(self, length: int) -> None:
         if length > MAX_RECORD:
-            self.link.end("record_too_large", clean=False)
+            self.link.end("record_too_large")
             return
         _buffer.grow(length)
         self.link.loop.again(self)
 
-    def _pass_record(self, length: int, fds: list[int], flags: int) -> None:
-        """Send the record that was peeked with its fds (ours, as copies), then take it from the queue."""
-        link = self.link
+    def _pass_record(self, length: int) -> None:
+        """Send the record that was peeked, then take it from the queue."""
         try:
-            if flags & CUT:
-                link.end("out_of_files", clean=False)
-                return
-            if fds and link.options.refuse_fds:
-                link.end("fds_refused", clean=False)
-                return
-            if fds and self.in_flight + len(fds) > MAX_IN_FLIGHT and untaken(self.other.fd):
-                self._wait_for_other()
-                return
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
-            try:
-                self.other.sock.sendmsg([_buffer.views[0][:length]], rights)
-            except BlockingIOError:
-                self._wait_for_other()
-                return
-            except OSError as error:
-                self._not_sent(length, error)
-                return
-        finally:
-            close_all(fds)
+            self.put(_buffer.views[0][:length])
+        except OSError as error:
+            if error.errno == errno.EAGAIN:
+                self.wait_for_other()
+            elif error.errno in FOR_NOW:
+                self.link.loop.later(self)
+            elif error.errno == errno.EMSGSIZE:
+                self.too_large(length)
+            else:
+                self.undeliverable(error)
+            return
         self.passed += length
-        self.in_flight = self.in_flight + len(fds) if self.in_flight + len(fds) <= MAX_IN_FLIGHT else len(fds)
         self._take_record()
-        link.seen = link.loop.tick
-        link.loop.again(self)
+        self.link.loop.again(self)
+
+    def _pass_record_with_fds(self, length: int) -> None:
+        if self.link.options.refuse_fds:
+            self.link.end("fds_refused")
+            return
+        if self.in_flight > MAX_IN_FLIGHT - MAX_FDS:
+            if untaken(self.other.fd):
+                self.wait_for_other()
+                return
+            self.in_flight = 0
+        self.carry(Job(Op.CARRY, 0, length, self.sender, records=True))
 
     def _take_record(self) -> None:
         """Take a record that was looked at; the rest of it goes with its first byte."""
@@ -116,25 +117,29 @@ class RecordSide(Side):
     def _look_again(self) -> None:
         """The kernel says end when records and the end came while it looked; only what is seen after that is sure."""
         if self.ending:
-            self._end_of_stream()
+            self.end_of_stream()
         else:
             self.ending = True
             self.link.loop.again(self)
 
-    def _discard(self) -> None:
-        """Take what nobody wants: a peer that polls for room before it writes waits for just that."""
-        while self.unread():
-            self._take_record()
+    def discard(self) -> None:
+        try:
+            while True:
+                _, control, flags, _ = self.peek(_buffer.views, CREDENTIALS_BYTES, PEEK_LENGTH)
+                if flags & CUT:
+                    self.link.end(self.link.outcome)  # a peer that waits for room would wait for ever
+                    return
+                if not control:
+                    return
+                self._take_record()
+        except OSError:  # dry
+            return
 
-    def _not_sent(self, length: int, error: OSError) -> None:
-        if error.errno in FOR_NOW:
-            self.link.loop.later(self)
-        elif error.errno != errno.EMSGSIZE:
-            self._undeliverable(error)
-        elif self._widen(length):
+    def too_large(self, length: int) -> None:
+        if self._widen(length):
             self.link.loop.again(self)
         else:
-            self.link.end("record_too_large", clean=False)
+            self.link.end("record_too_large")
 
     def _widen(self, length: int) -> bool:
         """The sender had raised its SO_SNDBUF: raise ours as far as net.core.wmem_max allows. True if that helps."""
@@ -149,6 +154,6 @@ class RecordLink(Link):
 
     __slots__ = ()
 
-    def side(self, sock: socket.socket, reset_outcome: str) -> Side:
+    def side(self, sock: socket.socket, index: int, sender: int) -> Side:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        return RecordSide(self, sock, reset_outcome)
+        return RecordSide(self, sock, index, sender)

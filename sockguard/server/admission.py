@@ -13,7 +13,7 @@ from typing import Final, NamedTuple, Protocol
 
 import trio
 
-from sockguard.config.settings import Proxy
+from sockguard.config.settings import ListenKind, Proxy
 from sockguard.errors import SockguardError
 from sockguard.identity import peercred, process
 from sockguard.identity.accounts import Accounts
@@ -21,6 +21,8 @@ from sockguard.identity.peer import NOT_ASKED, OVERFLOW_ID, Peer, Unknown
 from sockguard.policy.decide import decide, next_expiry, wants
 from sockguard.policy.requests import reduce_rules
 from sockguard.policy.rule import Verdict
+from sockguard.privsep import foreign
+from sockguard.privsep.foreign import Disposer
 from sockguard.protocols.registry import PROTOCOLS
 from sockguard.server.connections import Connection, Connections
 from sockguard.server.limits import Limits
@@ -59,6 +61,7 @@ class Admission:
         connections: Connections,
         privileges: Privileges,
         delivery: Delivery,
+        disposer: Disposer,
     ) -> None:
         self.proxy = proxy
         self.limits = Limits(proxy.max_connections, proxy.max_connections_per_user)
@@ -67,6 +70,7 @@ class Admission:
         self._connections = connections
         self._privileges = privileges
         self._delivery = delivery
+        self._disposer = disposer
         self._wants = wants(proxy.rules)
         self._remembered: dict[_Identity, Judged] = {}
         self._forget(_now())
@@ -83,22 +87,24 @@ class Admission:
     async def arrive(self, client: socket.socket) -> None:
         """Judge an accepted connection and deliver or close it. Only process facts make this wait."""
         number = self._connections.next_number()
+        if self.proxy.listen.kind is ListenKind.ADOPTED:  # it may have come in by what the .socket unit had set
+            foreign.ask_for_nothing(client, credentials=self.proxy.sender == "same-user")
         try:
             peer = await self._identify(client)
         except (OSError, SockguardError) as error:
-            client.close()
+            self.drop(client)
             self._deny(number, None, "unknown", None, f"the peer cannot be known: {error}")
             return
         verdict, rules = self.judge(peer)
         rule = verdict.rule
         if not verdict.allowed:
             if self.proxy.enforce or _identity_unknown(peer) or verdict.uncertain:
-                client.close()
+                self.drop(client)
                 self._deny(number, peer, "rules", rule, verdict.reason)
                 return
             rule = None
         if self._hides(peer):
-            client.close()
+            self.drop(client)
             self._deny(
                 number, peer, "identity", rule, "uid 0 is not shown to the service: allow_root_identity is false"
             )
@@ -107,7 +113,7 @@ class Admission:
         user = peer.uid if owner is None else owner
         refusal = self.limits.take(user)
         if refusal:
-            client.close()
+            self.drop(client)
             self._deny(number, peer, "limit", rule, refusal)
             return
         if not verdict.allowed:
@@ -115,6 +121,10 @@ class Admission:
         connection = Connection(number, self, peer, user, rule, trio.current_time(), rules)
         self._connections.add(connection)
         self._delivery.deliver(connection, client)
+
+    def drop(self, client: socket.socket) -> None:
+        """Close a connection that is not delivered, whatever its client has sent."""
+        foreign.end(client, self._disposer)
 
     def judge(self, peer: Peer) -> Judged:
         """The verdict on a peer as of now, and its reduced rules."""

@@ -16,6 +16,8 @@ from typing import Final
 
 import trio
 
+from sockguard.privsep import foreign
+
 RESTART_SECONDS: Final = 1.0
 """How long a service may be down before its clients are told: long enough for a quick restart."""
 
@@ -40,12 +42,17 @@ Attempt = Callable[[], Awaitable[socket.socket | int]]
 """One attempt to connect: a connected non-blocking socket, or the errno of connect(2)."""
 
 
-def try_connect(path: str, kind: int = socket.SOCK_STREAM) -> socket.socket | int:
-    """One attempt as this process: a connected non-blocking socket, or the errno."""
+def try_connect(path: str, kind: int = socket.SOCK_STREAM, *, refuse_fds: bool = False) -> socket.socket | int:
+    """One attempt as this process: a connected non-blocking socket, or the errno.
+
+    refuse_fds: have the kernel refuse what the service would pass, where it can.
+    """
     try:
         sock = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
     except OSError as error:  # no descriptor to be had
         return error.errno or errno.EMFILE
+    if refuse_fds:
+        foreign.refuse_all(sock)
     number = sock.connect_ex(path)
     if number:
         sock.close()

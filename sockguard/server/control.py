@@ -23,6 +23,7 @@ from typing import Final
 from sockguard.identity import peercred
 from sockguard.identity.peer import OVERFLOW_ID
 from sockguard.privsep import listening
+from sockguard.privsep.foreign import Disposer
 from sockguard.privsep.listening import Bound
 from sockguard.server.http_service import HttpService, Request, Response, error_response, json_response
 from sockguard.server.operator import ConnectionStatus, Operator, ReloadResult
@@ -59,9 +60,9 @@ def refuse(client: socket.socket) -> str | None:
     return f"uid {uid} may not use the control socket: only root and the daemon's own user"
 
 
-async def serve(listener: socket.socket, operator: Operator) -> None:
+async def serve(listener: socket.socket, operator: Operator, disposer: Disposer) -> None:
     """Serve the control socket for ever."""
-    await HttpService("control", Control(operator).handle, refuse).serve(listener)
+    await HttpService("control", Control(operator).handle, disposer, refuse).serve(listener)
 
 
 class Control:

@@ -12,6 +12,8 @@ import trio
 
 from sockguard import audit, logs
 from sockguard.audit import AuditLog
+from sockguard.carriers.disposal import Disposal
+from sockguard.carriers.master import Master
 from sockguard.checks.privileges import own_ids, this_process
 from sockguard.checks.reach import backend_findings
 from sockguard.config.settings import Config, Proxy
@@ -21,7 +23,7 @@ from sockguard.logs import log
 from sockguard.server.admission import Admission
 from sockguard.server.connections import Connections
 from sockguard.server.delivery import RelayDelivery
-from sockguard.server.guards import Guards
+from sockguard.server.guards import Guards, close_listener
 from sockguard.server.metrics import Metrics, NullMetrics
 from sockguard.server.operator import ConnectionStatus, ReloadResult, ReloadStatus, Status
 from sockguard.server.outlets import Outlets
@@ -37,11 +39,13 @@ from sockguard.server.untils import Untils
 MAX_RELAYS_BY_DEFAULT: Final = 8
 
 _STDOUT: Final = 1
-_FLUSH_SECONDS: Final = 5.0
-_CLOSE_SECONDS: Final = 5.0
+# The end takes drain_timeout, and these at most when something stands still.
+_FLUSH_SECONDS: Final = 1.5
+_CLOSE_SECONDS: Final = 1.0
+_DISPOSE_SECONDS: Final = 0.1
 
 
-async def run(file: str, privileges: Privileges, separation: Separation) -> int:
+async def run(file: str, privileges: Privileges, separation: Separation, master: Master) -> int:
     """Run until told to end. Gives the exit status; raises SockguardError when it cannot start, nothing left bound."""
     async with AsyncExitStack() as stack:
         stack.callback(privileges.close)
@@ -51,14 +55,20 @@ async def run(file: str, privileges: Privileges, separation: Separation) -> int:
             stack.callback(nursery.cancel_scope.cancel)
         config, accounts = await read(privileges)
         logs.set_up(config.log.level, config.log.format)
-        return await Daemon(file, config, accounts, privileges, separation).run()
+        return await Daemon(file, config, accounts, privileges, separation, master).run()
 
 
 class Daemon:
     """One run of the daemon. It is also what an operator asks (operator.py)."""
 
     def __init__(
-        self, file: str, config: Config, accounts: Accounts, privileges: Privileges, separation: Separation
+        self,
+        file: str,
+        config: Config,
+        accounts: Accounts,
+        privileges: Privileges,
+        separation: Separation,
+        master: Master,
     ) -> None:
         self._file = file
         self._config = config
@@ -70,6 +80,7 @@ class Daemon:
         self._ending = trio.Event()
         self._at_once = trio.Event()
         self._turn = trio.Lock()  # one reload at a time
+        self._restarting = False
         self._status = EXIT_OK
         self._audit = AuditLog(
             _STDOUT,
@@ -80,11 +91,14 @@ class Daemon:
         self._metrics = Metrics() if config.daemon.metrics else NullMetrics()
         self._record = Record(self._audit, self._metrics)
         self._connections = Connections(self._record)
-        self._pool = RelayPool(config, privileges, self._record, self._connections)
+        self._master = master
+        self._dispose_later = trio.Event()
+        self._disposal = Disposal(master.disposals, lambda: self._dispose_later.set())
+        self._pool = RelayPool(config, privileges, self._record, self._connections, self._disposal)
 
     async def run(self) -> int:
         """Serve until the end. Raises SockguardError when a socket or a relay cannot be had."""
-        outlets = Outlets(self._config.daemon)
+        outlets = Outlets(self._config.daemon, self._disposal)
         await self._turn.acquire()  # a reload that is asked for during the start waits for its end
         listeners = await self._bind()
         try:
@@ -92,6 +106,8 @@ class Daemon:
             self._audit.start()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._read_signals)
+                nursery.start_soon(self._dispose)
+                nursery.start_soon(self._watch_master, self._master)
                 await nursery.start(self._pool.run, self._relay_count())
                 await self._privileges.adopt()
                 self._say_started()
@@ -100,8 +116,9 @@ class Daemon:
                 nursery.cancel_scope.cancel()
         finally:
             outlets.close()
-            for sock in listeners:
-                sock.close()
+            for proxy, sock in zip(self._config.proxies.values(), listeners, strict=False):
+                if sock.fileno() >= 0:  # not guarded, or not any more
+                    close_listener(proxy, sock, self._disposal)
             if not self._audit.close(_FLUSH_SECONDS) and self._status == EXIT_OK:
                 log.error("audit events were lost: standard output does not take them")
                 self._status = EXIT_WORLD
@@ -109,14 +126,20 @@ class Daemon:
 
     async def _serve(self, listeners: list[socket.socket], outlets: Outlets, nursery: trio.Nursery) -> None:
         """Accept until it is time to end. Connections, and answers to operators, live on in ``nursery``."""
-        delivery = RelayDelivery(self._pool, self._connections, self._privileges, self._metrics, nursery)
+        delivery = RelayDelivery(
+            self._pool, self._connections, self._privileges, self._metrics, nursery, self._disposal
+        )
 
         def make(proxy: Proxy, accounts: Accounts) -> Admission:
-            return Admission(proxy, accounts, self._record, self._connections, self._privileges, delivery)
+            return Admission(
+                proxy, accounts, self._record, self._connections, self._privileges, delivery, self._disposal
+            )
 
         async with trio.open_nursery() as accepting:
-            self._guards = Guards(accepting, self._pool.flush, self._wait_for_room)
-            self._reloader = Reloader(self._privileges, self._guards, self._pool, self._connections, make)
+            self._guards = Guards(accepting, self._pool.flush, self._wait_for_room, self._disposal)
+            self._reloader = Reloader(
+                self._privileges, self._guards, self._pool, self._connections, make, self._disposal
+            )
             self._untils = Untils(self._guards, self._reloader.judge_again)
             self._overview = Overview(
                 self._file,
@@ -134,24 +157,24 @@ class Daemon:
             nursery.start_soon(outlets.serve, self, self._metrics)
             notify("READY=1", self._guarding())
             await self._ending.wait()
-            self._guards.close()
+            self._guards.close(restarting=self._restarting)
             accepting.cancel_scope.cancel()
 
     # ── start ──
 
     async def _bind(self) -> list[socket.socket]:
         """All listening sockets, or none: every failure is told."""
-        listeners, failures = [], []
+        bound, failures = [], []
         for proxy in self._config.proxies.values():
             try:
-                listeners.append(await self._privileges.bind(proxy))
+                bound.append((proxy, await self._privileges.bind(proxy)))
             except SockguardError as error:
                 failures.append(str(error))
         if failures:
-            for sock in listeners:
-                sock.close()
+            for proxy, sock in bound:
+                close_listener(proxy, sock, self._disposal)
             raise SockguardError("\n".join(failures))
-        return listeners
+        return [sock for _, sock in bound]
 
     def _relay_count(self) -> int:
         return self._config.daemon.relays or min(len(os.sched_getaffinity(0)), MAX_RELAYS_BY_DEFAULT)
@@ -255,8 +278,22 @@ class Daemon:
         self._ending.set()
         self._at_once.set()
 
+    async def _watch_master(self, master: Master) -> None:
+        """What is to be closed elsewhere cannot be, once the process for that has ended."""
+        await trio.lowlevel.wait_readable(master.channel)  # it says nothing: this is its end
+        self._on_fault("the process that closes what clients have passed has ended")
+
+    async def _dispose(self) -> None:
+        """Hand over, as soon as that can be, what connections could not be closed here."""
+        while True:
+            await self._dispose_later.wait()
+            self._dispose_later = trio.Event()
+            while self._disposal.waiting:
+                await trio.sleep(_DISPOSE_SECONDS)
+                self._disposal.retry()
+
     async def _read_signals(self) -> None:
-        """The first "terminate" drains, the second closes at once."""
+        """The first "terminate" or "restart" drains, the second closes at once."""
         async with trio.open_nursery() as reloading:
             async for name in self._privileges.signals():
                 if name == "reload":
@@ -265,6 +302,7 @@ class Daemon:
                 elif self._ending.is_set():
                     self._at_once.set()
                 else:
+                    self._restarting = name == "restart"
                     self._ending.set()
             self._on_fault("the monitor has gone")
 

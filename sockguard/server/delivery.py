@@ -9,6 +9,8 @@ import trio
 
 from sockguard.config.settings import Proxy
 from sockguard.errors import SockguardError
+from sockguard.privsep import foreign
+from sockguard.privsep.foreign import Disposer
 from sockguard.server import backend
 from sockguard.server.backend import Unavailable
 from sockguard.server.connections import Connection, Connections
@@ -27,12 +29,14 @@ class RelayDelivery:
         privileges: Privileges,
         metrics: NullMetrics,
         nursery: trio.Nursery,
+        disposer: Disposer,
     ) -> None:
         self._pool = pool
         self._privileges = privileges
         self._connections = connections
         self._nursery = nursery
         self._metrics = metrics
+        self._disposer = disposer
 
     def deliver(self, connection: Connection, client: socket.socket) -> None:
         proxy = connection.admission.proxy
@@ -62,18 +66,18 @@ class RelayDelivery:
         except SockguardError as error:
             connected = Unavailable("identity_refused", str(error))
         except BaseException:
-            client.close()
+            foreign.end(client, self._disposer)
             self._connections.ended(connection, "stopped")
             raise
         finally:
             connection.connecting = None
         if connection.ending:  # revoked or drained meanwhile
-            client.close()
+            foreign.end(client, self._disposer)
             if isinstance(connected, socket.socket):
-                connected.close()
+                foreign.end(connected, self._disposer)
             self._connections.ended(connection, connection.ending)
         elif isinstance(connected, Unavailable):
-            client.close()
+            foreign.end(client, self._disposer)
             self._connections.ended(connection, connected.outcome, reason=connected.reason)
         else:
             self._metrics.connected(connection.admission.proxy.name, trio.current_time() - start)
@@ -83,4 +87,4 @@ class RelayDelivery:
 
 def _try_connect(proxy: Proxy) -> socket.socket | int:
     kind = socket.SOCK_SEQPACKET if proxy.protocol == "seqpacket" else socket.SOCK_STREAM
-    return backend.try_connect(proxy.backend, kind)
+    return backend.try_connect(proxy.backend, kind, refuse_fds=proxy.fds == "refuse")

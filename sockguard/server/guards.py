@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -9,7 +10,8 @@ from dataclasses import dataclass
 import trio
 
 from sockguard.config.settings import ListenKind, Proxy
-from sockguard.privsep import listening
+from sockguard.privsep import foreign, listening
+from sockguard.privsep.foreign import Disposer
 from sockguard.server import listener, systemd
 from sockguard.server.admission import Admission
 
@@ -29,14 +31,20 @@ class Guards:
     nursery        where accept loops run
     burst_done     called after each burst of accepted connections
     wait_for_room  waits while no connection may be admitted
+    disposer       closes connections that nobody accepts any more
     """
 
     def __init__(
-        self, nursery: trio.Nursery, burst_done: Callable[[], None], wait_for_room: Callable[[], Awaitable[None]]
+        self,
+        nursery: trio.Nursery,
+        burst_done: Callable[[], None],
+        wait_for_room: Callable[[], Awaitable[None]],
+        disposer: Disposer,
     ) -> None:
         self._nursery = nursery
         self._burst_done = burst_done
         self._wait_for_room = wait_for_room
+        self._disposer = disposer
         self._guards: dict[str, Guard] = {}
         self.closed = False
 
@@ -59,23 +67,25 @@ class Guards:
         self._nursery.start_soon(self._accept, guard)
 
     def remove(self, name: str) -> None:
-        """Accept no more for a proxy. What has connected to it but was not accepted yet is closed by the kernel."""
+        """Accept no more for a proxy, and end what has connected to it but was not accepted yet."""
         guard = self._guards.pop(name)
         guard.accepting.cancel()
-        if guard.admission.proxy.listen.kind is not ListenKind.ADOPTED:
-            guard.socket.shutdown(socket.SHUT_RDWR)  # systemd's copy with it: nobody connects until that is closed
+        if guard.admission.proxy.listen.kind is ListenKind.ADOPTED:
+            self._disposer.dispose((guard.socket,))  # systemd has it, and goes on listening
+        else:
+            foreign.end_listener(guard.socket, self._disposer)  # the copy that systemd keeps with it
             systemd.forget(listening.kept_name(name))
-        guard.socket.close()
 
-    def close(self) -> None:
-        """Accept no more at all. Clients of a socket that systemd keeps wait in it for the next run.
+    def close(self, *, restarting: bool) -> None:
+        """Accept no more at all. What lives goes on to be judged by the admissions.
 
-        What lives goes on to be judged by the admissions.
+        restarting: clients of a socket that systemd keeps wait in it for the next run. Else they are refused from now
+        on: what they send would be systemd's to close, and could keep it waiting.
         """
         self.closed = True
         for guard in self._guards.values():
             guard.accepting.cancel()
-            guard.socket.close()
+            close_listener(guard.admission.proxy, guard.socket, self._disposer, restarting=restarting)
 
     def set_options(self, proxy: Proxy) -> None:
         """Bring what a listener's connections inherit in line with its proxy."""
@@ -88,6 +98,15 @@ class Guards:
                 guard.admission.proxy.name,
                 guard.socket,
                 guard.admission.arrive,
+                guard.admission.drop,
                 self._burst_done,
                 self._wait_for_room,
             )
+
+
+def close_listener(proxy: Proxy, sock: socket.socket, disposer: Disposer, *, restarting: bool = True) -> None:
+    """Close it; what waits in it unaccepted is ended, unless systemd keeps it, for the next run or as its own."""
+    if proxy.listen.kind is ListenKind.ADOPTED or (restarting and listening.outlives_us(os.environ)):
+        disposer.dispose((sock,))  # not closed here: systemd may have closed its copy, or have none yet
+    else:
+        foreign.end_listener(sock, disposer)

@@ -6,6 +6,7 @@ not do, touches another or the daemon: every read, write and table here is bound
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 from collections.abc import Awaitable, Callable, Iterable
@@ -19,6 +20,8 @@ import trio
 
 from sockguard import __version__
 from sockguard.logs import log
+from sockguard.privsep import foreign
+from sockguard.privsep.foreign import Disposer
 
 MAX_CONNECTIONS: Final = 16
 """Connections at once; one more is told 503."""
@@ -75,11 +78,13 @@ class HttpService:
 
     name     of the service, for the log
     handle   answers a request; what it raises is logged and answered with 500
+    disposer closes what peers have connected, where descriptors may be waiting
     refuse   why a peer that has just connected may not ask (403), or None
     """
 
-    def __init__(self, name: str, handle: Handler, refuse: Refusal = lambda _: None) -> None:
+    def __init__(self, name: str, handle: Handler, disposer: Disposer, refuse: Refusal = lambda _: None) -> None:
         self._name = name
+        self._disposer = disposer
         self._handle = handle
         self._refuse = refuse
         self._open = 0
@@ -109,29 +114,69 @@ class HttpService:
         try:
             reason = self._refuse(client)
             if reason is not None:
-                _turn_away(client, error_response(HTTPStatus.FORBIDDEN, reason))
+                self._turn_away(client, error_response(HTTPStatus.FORBIDDEN, reason))
             elif self._open >= MAX_CONNECTIONS:
                 text = f"{MAX_CONNECTIONS} connections are open: try again later"
-                _turn_away(client, error_response(HTTPStatus.SERVICE_UNAVAILABLE, text))
+                self._turn_away(client, error_response(HTTPStatus.SERVICE_UNAVAILABLE, text))
             else:
                 self._open += 1
                 return True
         except Exception:
-            client.close()
+            self._end(client)
             log.exception("a connection was dropped by a fault of sockguard's own", service=self._name)
         return False
 
+    def _turn_away(self, client: socket.socket, response: Response) -> None:
+        """Answer before anything was asked, as far as the socket takes it at once, and close."""
+        with contextlib.suppress(OSError):  # it has gone, or does not read: either way it is closed
+            client.send(b"".join(_pieces(h11.Connection(h11.SERVER), "", response, last=True)))
+        self._end(client)
+
+    def _end(self, client: socket.socket) -> None:
+        if client.family == socket.AF_UNIX:
+            foreign.end(client, self._disposer)
+        else:
+            client.close()
+
     async def _guarded(self, client: socket.socket) -> None:
         try:
-            async with trio.SocketStream(trio.socket.from_stdlib_socket(client)) as stream:
-                await _Exchange(stream, self._handle, self._name).run()
+            stream = _Stream(client)
+            await _Exchange(stream, self._handle, self._name).run()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the client has gone
         except Exception:
             log.exception("a connection was dropped by a fault of sockguard's own", service=self._name)
         finally:
-            client.close()
+            self._end(client)
             self._open -= 1
+
+
+class _Stream:
+    """Bytes, and never a descriptor: where the kernel does not refuse them, no more is read than carries none."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+        self._sock = None if sock.family != socket.AF_UNIX or foreign.takes_none(sock) else sock
+        if self._sock is not None:  # else a peek passes over an urgent byte, and what came with it
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+        self.send_all = self._stream.send_all
+        self.send_eof = self._stream.send_eof
+
+    async def receive_some(self, limit: int) -> bytes:
+        """As trio.SocketStream.receive_some. Raises trio.BrokenResourceError when descriptors come."""
+        if self._sock is not None:
+            limit = await self._plain_bytes(self._sock, limit) or 1
+        return bytes(await self._stream.receive_some(limit))
+
+    async def _plain_bytes(self, sock: socket.socket, limit: int) -> int:
+        while True:
+            await trio.lowlevel.wait_readable(sock)
+            try:
+                return foreign.plain_bytes(sock, limit)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise trio.BrokenResourceError(str(error)) from error
 
 
 class _Refused(Exception):
@@ -145,7 +190,7 @@ class _Refused(Exception):
 class _Exchange:
     """Requests and answers on one connection, one after another."""
 
-    def __init__(self, stream: trio.SocketStream, handle: Handler, name: str) -> None:
+    def __init__(self, stream: _Stream, handle: Handler, name: str) -> None:
         self._stream = stream
         self._handle = handle
         self._name = name
@@ -243,13 +288,3 @@ def _pieces(http: h11.Connection, method: str, response: Response, *, last: bool
         for piece in body:
             yield http.send(h11.Data(data=piece)) or b""
     yield http.send(h11.EndOfMessage()) or b""
-
-
-def _turn_away(client: socket.socket, response: Response) -> None:
-    """Answer before anything was asked, as far as the socket takes it at once, and close."""
-    try:
-        client.send(b"".join(_pieces(h11.Connection(h11.SERVER), "", response, last=True)))
-    except OSError:
-        pass  # it has gone, or does not read: either way it is closed
-    finally:
-        client.close()

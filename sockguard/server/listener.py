@@ -28,10 +28,14 @@ async def serve(
     name: str,
     listener: socket.socket,
     arrive: Callable[[socket.socket], Awaitable[None]],
+    drop: Callable[[socket.socket], None],
     burst_done: Callable[[], None],
     wait_for_room: Callable[[], Awaitable[None]],
 ) -> None:
-    """Accept for ever. Clients wait in the kernel's backlog while there is no room or no descriptor to be had."""
+    """Accept for ever. Clients wait in the kernel's backlog while there is no room or no descriptor to be had.
+
+    drop: closes a connection that ``arrive`` could not deal with.
+    """
     said = -_SAID_SECONDS
     while True:
         await trio.lowlevel.checkpoint_if_cancelled()  # who ends this has closed the listener already
@@ -49,10 +53,10 @@ async def serve(
             try:
                 await arrive(client)
             except Exception:
-                client.close()
+                drop(client)
                 log.exception("a connection was dropped by a fault of sockguard's own", proxy=name)
             except BaseException:
-                client.close()
+                drop(client)
                 raise
             await trio.lowlevel.checkpoint_if_cancelled()  # an admission need not have noticed
         burst_done()

@@ -24,6 +24,7 @@ from prometheus_client.registry import Collector
 from sockguard.config.runtime import PathPlace, TcpPlace
 from sockguard.errors import SockguardError
 from sockguard.privsep import listening
+from sockguard.privsep.foreign import Disposer
 from sockguard.privsep.listening import Bound
 from sockguard.server.http_service import HttpService, Request, Response, error_response
 from sockguard.server.operator import Status
@@ -258,9 +259,9 @@ def listen(place: TcpPlace | PathPlace) -> tuple[socket.socket, Bound | None]:
     return sock, None
 
 
-async def serve(listener: socket.socket, metrics: Metrics) -> None:
+async def serve(listener: socket.socket, metrics: Metrics, disposer: Disposer) -> None:
     """Serve GET /metrics for ever."""
-    await HttpService("metrics", Reading(metrics).handle).serve(listener)
+    await HttpService("metrics", Reading(metrics).handle, disposer).serve(listener)
 
 
 class Reading:

@@ -11,6 +11,8 @@ from sockguard.config.runtime import control_path, metrics_place
 from sockguard.config.settings import Daemon
 from sockguard.errors import SockguardError
 from sockguard.logs import log
+from sockguard.privsep import foreign
+from sockguard.privsep.foreign import Disposer
 from sockguard.privsep.listening import Bound
 from sockguard.privsep.runtime import prepare_runtime_folder
 from sockguard.server import control, metrics
@@ -21,8 +23,9 @@ from sockguard.server.operator import Operator
 class Outlets:
     """Both sockets, as the file has them. A default place that cannot be had is said; a given one is a fault."""
 
-    def __init__(self, daemon: Daemon) -> None:
+    def __init__(self, daemon: Daemon, disposer: Disposer) -> None:
         self._daemon = daemon
+        self._disposer = disposer
         self._control: socket.socket | None = None
         self._metrics: socket.socket | None = None
         self._bound: list[Bound] = []
@@ -49,14 +52,16 @@ class Outlets:
         """Answer until cancelled."""
         async with trio.open_nursery() as nursery:
             if self._control:
-                nursery.start_soon(control.serve, self._control, operator)
+                nursery.start_soon(control.serve, self._control, operator, self._disposer)
             if self._metrics and isinstance(numbers, Metrics):
-                nursery.start_soon(metrics.serve, self._metrics, numbers)
+                nursery.start_soon(metrics.serve, self._metrics, numbers, self._disposer)
 
     def close(self) -> None:
         """Close what is open, and remove its files."""
         for sock in (self._control, self._metrics):
-            if sock:
+            if sock and sock.family == socket.AF_UNIX:
+                foreign.end_listener(sock, self._disposer)
+            elif sock:
                 sock.close()
         for bound in self._bound:
             bound.remove()

@@ -6,8 +6,9 @@ import contextlib
 import os
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator
-from typing import Protocol
+from typing import Final, Protocol
 
 import trio
 
@@ -56,7 +57,9 @@ class Privileges(Protocol):
         """A connection to the backend that shows the client's identity, or the errno of connect(2)."""
         ...
 
-    async def spawn_relay(self, number: int, protocols: str) -> socket.socket: ...
+    async def spawn_relay(self, number: int, protocols: str) -> tuple[socket.socket, int]:
+        """Its channel, and the reading end of its pipe."""
+        ...
 
     async def end_relay(self, number: int) -> None: ...
 
@@ -69,7 +72,7 @@ class Privileges(Protocol):
         ...
 
     def signals(self) -> AsyncIterator[str]:
-        """ "terminate" or "reload", as they come; ends when the monitor has gone."""
+        """ "terminate", "restart" or "reload", as they come; ends when the monitor has gone."""
         ...
 
     def relay_status(self, number: int) -> int | None:
@@ -77,6 +80,13 @@ class Privileges(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+END_SECONDS: Final = 2.0
+"""For relays that were killed. One that the kernel keeps longer is left to it."""
+
+
+_SIGNALS: Final = {signal.SIGHUP: "reload", signal.SIGTERM: "terminate", signal.SIGINT: "restart"}
 
 
 class OwnRights:
@@ -123,13 +133,13 @@ class OwnRights:
     async def connect_as(self, proxy: Proxy, client: socket.socket) -> socket.socket | int:
         raise SockguardError("the client's identity cannot be shown without CAP_SETUID and CAP_SETGID")
 
-    async def spawn_relay(self, number: int, protocols: str) -> socket.socket:
+    async def spawn_relay(self, number: int, protocols: str) -> tuple[socket.socket, int]:
         try:
-            pid, sock = spawn.spawn_relay(None, protocols)
+            pid, sock, pipe = spawn.spawn_relay(None, protocols)
         except OSError as error:
             raise SockguardError(f"a relay cannot be started: {error.strerror}") from error
         self._relays[number] = pid
-        return sock
+        return sock, pipe
 
     async def end_relay(self, number: int) -> None:
         if number in self._relays and self.relay_status(number) is None:
@@ -147,7 +157,7 @@ class OwnRights:
     async def signals(self) -> AsyncIterator[str]:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
             async for number in received:
-                yield "reload" if number == signal.SIGHUP else "terminate"
+                yield _SIGNALS[signal.Signals(number)]
 
     def relay_status(self, number: int) -> int | None:
         pid = self._relays[number]
@@ -161,7 +171,9 @@ class OwnRights:
         for number, pid in list(self._relays.items()):
             if self.relay_status(number) is None:
                 os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
+        end = time.monotonic() + END_SECONDS
+        while any(self.relay_status(number) is None for number in list(self._relays)) and time.monotonic() < end:
+            time.sleep(0.01)
         listening.clean_up(self._bound.values(), os.environ, started=self._started)
 
 
@@ -250,9 +262,9 @@ class FromMonitor:
             return answer.number
         return socket.socket(fileno=fds[0])
 
-    async def spawn_relay(self, number: int, protocols: str) -> socket.socket:
-        _, fds = await self._ask(SpawnRelay(number, protocols))
-        return socket.socket(fileno=fds[0])
+    async def spawn_relay(self, number: int, protocols: str) -> tuple[socket.socket, int]:
+        _, (sock, pipe) = await self._ask(SpawnRelay(number, protocols))
+        return socket.socket(fileno=sock), pipe
 
     async def end_relay(self, number: int) -> None:
         await self._ask(EndRelay(number))

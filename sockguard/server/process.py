@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
+from sockguard.carriers.master import Master, start
 from sockguard.errors import EXIT_FILE, SockguardError
 from sockguard.privsep import rights, spawn
 from sockguard.protocols import registry
@@ -19,8 +20,11 @@ from sockguard.server.privileges import FromMonitor, OwnRights
 from sockguard.server.separation import Separation
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Control under a monitor, by descriptor 3. ``arguments``: the account to become, the relays' uid, the file."""
+def main(arguments: Sequence[str], master: Master) -> int:
+    """Control under a monitor, by descriptor 3. ``arguments``: the account to become, the relays' uid, the file.
+
+    master: forked before, for what peers make.
+    """
     rights.harden("sockguard-ctl")
     rights.raise_open_files()
     _load_what_is_asked_for_later()
@@ -33,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
     relay_uid = int(arguments[1])
     separation = Separation(True, os.geteuid(), os.geteuid() if relay_uid < 0 else relay_uid)
     monitor = socket.socket(fileno=spawn.CHANNEL_FD)
-    return _run(lambda: daemon.run(arguments[2], FromMonitor(monitor), separation))
+    return _run(lambda: daemon.run(arguments[2], FromMonitor(monitor), separation, master), master)
 
 
 def _load_what_is_asked_for_later() -> None:
@@ -47,19 +51,24 @@ def without_monitor(config: str) -> int:
     """The daemon under one uid, with no privilege to hold."""
     rights.harden("sockguard")
     rights.raise_open_files()
-    return _run(lambda: daemon.run(config, OwnRights(config), Separation(False, os.geteuid(), os.geteuid())))
+    separation = Separation(False, os.geteuid(), os.geteuid())
+    master = start()
+    return _run(lambda: daemon.run(config, OwnRights(config), separation, master), master)
 
 
-def _run(start: Callable[[], Awaitable[int]]) -> int:
+def _run(serve: Callable[[], Awaitable[int]], master: Master) -> int:
     async def inside() -> int:
-        return await start()
+        return await serve()
 
     try:
+        master.wait_ready()
         return trio.run(inside)
     except (SockguardError, BaseExceptionGroup) as raised:
         error = _sockguard_error(raised)
         if error is None:
             raise
+    finally:
+        master.end()
     for line in str(error).splitlines():
         print(line if error.exit_status == EXIT_FILE else f"sockguard: {line}", file=sys.stderr)
     return error.exit_status

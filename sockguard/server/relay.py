@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 import trio
 
 from sockguard.errors import ChannelError
-from sockguard.privsep import channel
-from sockguard.privsep.messages import MAX_REASON, RELAY_TO_CONTROL, Message, Row, check_row
+from sockguard.privsep import channel, foreign
+from sockguard.privsep.foreign import Disposer
+from sockguard.privsep.messages import MAX_REASON, Message, Row, check_row
 from sockguard.privsep.outcomes import OUTCOMES
-from sockguard.relay.sandbox import PARTS
+from sockguard.privsep.pipe import Inlet
+from sockguard.sandbox import PARTS
 from sockguard.server.connections import Connection
 
 _BYTES: Final = range(1 << 63)  # that one connection can have moved; metrics and JSON readers take no number you like
@@ -29,9 +32,20 @@ class Pending:
     client: socket.socket
     backend: socket.socket
 
-    def close(self) -> None:
-        self.client.close()
-        self.backend.close()
+    def close(self, disposer: Disposer) -> None:
+        foreign.end_all((self.client, self.backend), disposer)
+
+
+_IN_A_ROW: Final = 8
+"""Messages of one relay that are heard before others have their turn."""
+
+
+class Outgoing(NamedTuple):
+    """A message that waits to be sent: descriptors of our own making go with it, or connections."""
+
+    message: Message
+    fds: tuple[int, ...]
+    socks: tuple[socket.socket, ...]
 
 
 @dataclass(slots=True, eq=False)
@@ -39,7 +53,9 @@ class Relay:
     """One relay process. ``held``: the connections that it was handed and has not told the end of."""
 
     number: int
-    channel: socket.socket
+    channel: socket.socket  # to it, and nothing comes from there
+    inlet: Inlet  # what it says
+    disposer: Disposer
     protocols: frozenset[str] = frozenset()  # that it can read; it can learn no other
     retiring: bool = False  # it keeps the connections that it has, gets no more, and ends with the last
     capacity: int = 0
@@ -48,15 +64,18 @@ class Relay:
     batch: int = 0  # rows of the one hand-over that is not acknowledged
     held: dict[int, Connection] = field(default_factory=dict)
     queue: deque[Pending] = field(default_factory=deque)
-    outbox: deque[tuple[Message, list[int]]] = field(default_factory=deque)
+    outbox: deque[Outgoing] = field(default_factory=deque)
     has_output: trio.Event = field(default_factory=trio.Event)
     told_sets: int = 0  # of the generation sent last; those after them it does not know yet
     rule_names: dict[int, Mapping[str, frozenset[str]]] = field(default_factory=dict)  # by generation, then by proxy
     credit: int = 0  # requests that it may tell of; below 0: by so many it has overdrawn
     fault: str = ""
+    gone: bool = False  # nothing more is handed to it
+    heard: int = 0  # messages
     answered: int = 0  # the last ping that it answered
     ready: Callable[[], None] = lambda: None  # called once, when it takes connections
     settled: trio.Event = field(default_factory=trio.Event)  # set when it takes a generation
+    give_up: Callable[[], None] = lambda: None  # called when it is killed: it counts as gone, whatever it still does
 
     @property
     def cage_warning(self) -> str:
@@ -96,17 +115,26 @@ class Relay:
 
     async def receive(self) -> Message | None:
         """What it says next, or None when it has gone. Raises ChannelError for what it must not say."""
+        self.heard += 1
+        if self.heard % _IN_A_ROW == 0:  # whoever else there is has a turn, however much this one says
+            await trio.lowlevel.checkpoint()
         while True:
-            await trio.lowlevel.wait_readable(self.channel)
             try:
-                received = channel.receive(self.channel, RELAY_TO_CONTROL)
-            except (BlockingIOError, ConnectionResetError):  # a reset comes before what was said ahead of it
-                continue
-            return received[0] if received else None
+                return self.inlet.receive()
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self.inlet.fd)
 
-    def send(self, message: Message, fds: list[int] | None = None) -> None:
-        """Send now if nothing waits, else in turn. The fds are closed once they are sent."""
-        self.outbox.append((message, fds or []))
+    def said_before(self) -> Iterator[Message]:
+        """What it has said and nobody has heard yet, as far as that can be read. Never waits."""
+        with contextlib.suppress(BlockingIOError, ChannelError, OSError):
+            while (message := self.inlet.receive()) is not None:
+                yield message
+
+    def send(self, message: Message, fds: Sequence[int] = (), socks: Sequence[socket.socket] = ()) -> None:
+        """Send now if nothing waits, else in turn; with descriptors of our own making, or with connections. They are
+        closed once they are sent.
+        """
+        self.outbox.append(Outgoing(message, tuple(fds), tuple(socks)))
         if len(self.outbox) == 1:
             self._send_what_goes()
         if self.outbox:
@@ -115,12 +143,25 @@ class Relay:
     def _send_what_goes(self) -> None:
         try:
             while self.outbox:
-                message, fds = self.outbox[0]
-                channel.send(self.channel, message, fds)
+                out = self.outbox[0]
+                channel.send(self.channel, out.message, [*out.fds, *(sock.fileno() for sock in out.socks)])
                 self.outbox.popleft()
-                channel.close_all(fds)
+                channel.close_all(out.fds)
+                for sock in out.socks:  # the relay has them now
+                    foreign.close_shared(sock, self.disposer)
         except OSError:  # full, too many fds in flight, or gone; the writer and the reader see to these
             return
+
+    def close(self) -> None:
+        """Hear and say nothing more. What was not sent is closed."""
+        with contextlib.suppress(OSError):
+            self.channel.shutdown(socket.SHUT_RDWR)
+        self.channel.close()
+        self.inlet.close()
+        for out in self.outbox:
+            channel.close_all(out.fds)
+            foreign.end_all(out.socks, self.disposer)
+        self.outbox.clear()
 
     async def write(self) -> None:
         """Send what did not go at once, as room comes. For ever."""

@@ -17,9 +17,10 @@ import trio
 from sockguard.config.settings import Config
 from sockguard.errors import ChannelError, SockguardError
 from sockguard.logs import log
-from sockguard.privsep import channel
+from sockguard.privsep.foreign import Disposer
 from sockguard.privsep.messages import (
     MAX_BATCH,
+    RELAY_TO_CONTROL,
     Close,
     Closed,
     ConnectionsTaken,
@@ -34,6 +35,7 @@ from sockguard.privsep.messages import (
 )
 from sockguard.privsep.messages import Connections as Batch
 from sockguard.privsep.messages import Requests as RequestsMessage
+from sockguard.privsep.pipe import Inlet
 from sockguard.server.connections import Connection, Connections
 from sockguard.server.generation import OUT_OF_SETS, Generation
 from sockguard.server.privileges import Privileges
@@ -48,14 +50,22 @@ _START_SECONDS: Final = 10.0
 _TAKE_SECONDS: Final = 5.0  # for a relay to take a new generation
 _STEADY_SECONDS: Final = 5.0  # a relay that lived this long is replaced without a pause
 _LONGEST_PAUSE: Final = 5.0
-_STOP_SECONDS: Final = 1.0
+_STOP_SECONDS: Final = 0.5
 
 
 class RelayPool:
     """All relays. Connections go to the one with the least to do."""
 
-    def __init__(self, config: Config, privileges: Privileges, record: Record, connections: Connections) -> None:
+    def __init__(
+        self,
+        config: Config,
+        privileges: Privileges,
+        record: Record,
+        connections: Connections,
+        disposer: Disposer,
+    ) -> None:
         self._privileges = privileges
+        self._disposer = disposer
         self._audit = record.audit
         self._requests = Requests(record)
         self._connections = connections
@@ -83,7 +93,7 @@ class RelayPool:
                 self._generation.tell(relay)
             except OSError as error:  # no memfd to be had: the others go on, and this one is replaced
                 relay.fault = f"it could not be told new rules: {error.strerror}"
-                relay.channel.shutdown(socket.SHUT_RDWR)
+                relay.give_up()
         self._retire_what_cannot_read_it()
 
     def assign(self, connections: Iterable[Connection]) -> None:
@@ -106,6 +116,7 @@ class RelayPool:
         for relay in [relay for relay in self._ready if relay.generation != self.generation]:
             relay.fault = f"it did not take new rules within {_TAKE_SECONDS:g} s"
             await self._privileges.end_relay(relay.number)
+            relay.give_up()
 
     # ── the life of a relay ──
 
@@ -186,10 +197,10 @@ class RelayPool:
 
     async def _start(self, number: int) -> Relay:
         protocols = self._generation.protocols
-        sock = await self._privileges.spawn_relay(number, ",".join(sorted(protocols)))
+        sock, pipe = await self._privileges.spawn_relay(number, ",".join(sorted(protocols)))
+        sock.setblocking(False)
+        relay = Relay(number, sock, Inlet(pipe, RELAY_TO_CONTROL), self._disposer, protocols)
         try:
-            sock.setblocking(False)
-            relay = Relay(number, sock, protocols)
             message = await relay.receive()
             if not isinstance(message, Hello):
                 raise ChannelError(message.text if isinstance(message, Fault) else self._how(number, relay))
@@ -203,12 +214,12 @@ class RelayPool:
                     raise ChannelError(message.text if isinstance(message, Fault) else self._how(number, relay))
                 relay.took(message.number)
         except BaseException:
-            sock.close()
+            relay.close()
             raise
         return relay
 
     async def _serve(self, relay: Relay) -> None:
-        """Until the relay has gone. Raises ChannelError for what it must not say."""
+        """Until the relay has gone, or is given up. Raises ChannelError for what it must not say."""
         self._ready.append(relay)
         relay.ready()
         self._requests.give(relay)
@@ -216,6 +227,7 @@ class RelayPool:
         fault = None
         try:
             async with trio.open_nursery() as nursery:
+                relay.give_up = nursery.cancel_scope.cancel
                 nursery.start_soon(relay.write)
                 nursery.start_soon(self._watch, relay)
                 try:
@@ -224,13 +236,17 @@ class RelayPool:
                 except (OSError, ChannelError) as error:  # raised behind the nursery, which would make a group of it
                     fault = error
                 nursery.cancel_scope.cancel()
+            relay.gone = True
+            if fault is None:
+                for message in relay.said_before():
+                    self._on_message(relay, message)
         finally:
-            relay.channel.close()
+            relay.close()
         if fault:
             raise fault
 
     async def _watch(self, relay: Relay) -> None:
-        """Kill a relay whose loop has stopped going round; its channel's end tells the rest."""
+        """Kill a relay whose loop has stopped going round. It counts as gone then, however long the kernel keeps it."""
         number = 0
         while True:
             number += 1
@@ -239,6 +255,7 @@ class RelayPool:
             if relay.answered != number:
                 relay.fault = f"it did not answer within {HEARTBEAT_SECONDS:g} s"
                 await self._privileges.end_relay(relay.number)
+                relay.give_up()
                 return
 
     def _on_message(self, relay: Relay, message: Message) -> None:
@@ -284,8 +301,6 @@ class RelayPool:
         )
         for connection in lost:
             self._connections.ended(connection, "relay_lost", None, None)
-        for _, fds in relay.outbox:
-            channel.close_all(fds)
         self._deal_out()
 
     def _how(self, number: int, relay: Relay | None) -> str:
@@ -309,7 +324,7 @@ class RelayPool:
         if relay is None:
             self._waiting.append(pending)
         elif relay.load >= relay.capacity:
-            pending.close()
+            pending.close(self._disposer)
             self._connections.ended(connection, "out_of_files", reason="every relay is at its limit of open files")
         else:
             relay.queue.append(pending)
@@ -334,7 +349,7 @@ class RelayPool:
             for pending in queue:
                 if pending.connection is connection:
                     queue.remove(pending)
-                    pending.close()
+                    pending.close(self._disposer)
                     self._connections.ended(connection, outcome)
                     return
 
@@ -353,21 +368,23 @@ class RelayPool:
         self.flush()
 
     def _hand_over(self, relay: Relay) -> None:
+        if relay.gone:
+            return
         rows: list[Row] = []
-        fds: list[int] = []
+        socks: list[socket.socket] = []
         while relay.queue and len(rows) < MAX_BATCH:
             pending = relay.queue.popleft()
             connection = pending.connection
             rules = self._generation.set_of(connection)
             if isinstance(rules, str):
-                pending.close()
+                pending.close(self._disposer)
                 self._connections.ended(connection, OUT_OF_SETS, reason=rules)
                 continue
             index = self._generation.index_of(connection)
-            rows.append((connection.number, self.generation, index, rules, connection.peer.uid))
-            fds += (pending.client.detach(), pending.backend.detach())
+            rows.append((connection.number, self.generation, index, rules, connection.peer.uid, connection.user))
+            socks += (pending.client, pending.backend)
             relay.held[connection.number] = connection
         if rows:
             self._generation.tell_sets(relay)
             relay.batch = len(rows)
-            relay.send(Batch(tuple(rows)), fds)
+            relay.send(Batch(tuple(rows)), socks=socks)

@@ -18,6 +18,8 @@ from sockguard.config.read import Source
 from sockguard.config.settings import Config, ListenKind, Proxy
 from sockguard.errors import ConfigError, Mistake, SockguardError
 from sockguard.identity.accounts import Accounts
+from sockguard.privsep import foreign
+from sockguard.privsep.foreign import Disposer
 from sockguard.server.admission import Admission
 from sockguard.server.connections import Connection, Connections
 from sockguard.server.guards import Guards
@@ -53,12 +55,14 @@ class Reloader:
         pool: RelayPool,
         connections: Connections,
         make: Callable[[Proxy, Accounts], Admission],
+        disposer: Disposer,
     ) -> None:
         self._privileges = privileges
         self._guards = guards
         self._pool = pool
         self._connections = connections
         self._make = make
+        self._disposer = disposer
 
     async def reload(self, old: Config, in_force: Callable[[], None]) -> tuple[Config, int]:
         """The new configuration, in force in every relay, and how many connections it revoked. ``in_force`` is called
@@ -103,9 +107,11 @@ class Reloader:
         return listeners
 
     async def _undo(self, proxies: Iterable[Proxy], listeners: Iterable[socket.socket]) -> None:
-        for sock in listeners:
-            sock.close()
-        for proxy in proxies:
+        for proxy, sock in zip(proxies, listeners, strict=True):
+            if proxy.listen.kind is ListenKind.ADOPTED:  # systemd goes on listening
+                self._disposer.dispose((sock,))
+            else:
+                foreign.end_listener(sock, self._disposer)
             await self._privileges.unbind(proxy.name)
 
     def _switch(

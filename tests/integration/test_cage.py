@@ -21,10 +21,10 @@ from pathlib import Path
 
 import pytest
 
+from sockguard import sandbox
 from sockguard.privsep import channel
 from sockguard.privsep.messages import RELAY_TO_CONTROL, Hello
-from sockguard.relay import sandbox
-from sockguard.relay.sandbox import landlock
+from sockguard.sandbox import landlock
 from tests.support import taken_over
 from tests.support.clients import exchange
 from tests.support.daemon import running

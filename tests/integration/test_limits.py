@@ -19,6 +19,7 @@ import pytest
 
 from tests.support.clients import as_user, connect, exchange
 from tests.support.daemon import Daemon, running
+from tests.support.passing import open_files
 
 SECONDS: Final = 60.0
 PATIENT: Final = 'connect_timeout = "60s"'
@@ -92,10 +93,8 @@ def _echo_all(listener: socket.socket, accepting: threading.Event, stop: socket.
 
 
 def fds_of(daemon: Daemon) -> dict[int, int]:
-    """How many descriptors each of its processes has; none for an ordinary user, who may not look: none is dumpable."""
-    if os.geteuid() != 0:
-        return {}
-    return {pid: len(os.listdir(f"/proc/{pid}/fd")) for pids in daemon.pids().values() for pid in pids}
+    """As open_files; nothing for an ordinary user, who may not look: none of its processes is dumpable."""
+    return open_files(daemon) if os.geteuid() == 0 else {}
 
 
 def cpu_seconds(pid: int) -> float:

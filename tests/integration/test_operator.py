@@ -16,7 +16,7 @@ import pytest
 
 from sockguard.commands.control_client import ControlClient
 from sockguard.errors import SockguardError
-from sockguard.relay.sandbox import PARTS
+from sockguard.sandbox import PARTS
 from tests.support.clients import as_user, connect
 from tests.support.daemon import running
 from tests.support.identities import Client, account_if_missing, open_folder, someone, wait_started, wait_until

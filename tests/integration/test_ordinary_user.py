@@ -26,6 +26,7 @@ from tests.support.identities import (
     someone,
     status,
 )
+from tests.support.passing import parent_of
 from tests.support.services import serving
 
 pytestmark = pytest.mark.root
@@ -87,7 +88,9 @@ def owner(guard: Guard) -> tuple[int, int]:
 def test_everything_runs_under_that_uid_without_rights(guard: Guard) -> None:
     """No monitor, no capability, no way to gain one; start says that control and relays are not separated."""
     pids = guard.daemon.pids()
-    assert set(pids) == {"sockguard", "sockguard-relay"}
+    assert set(pids) == {"sockguard", "sockguard-relay", "sockguard-fds"}
+    served = [*pids["sockguard"], *pids["sockguard-relay"]]
+    assert sorted(map(parent_of, pids["sockguard-fds"])) == sorted(served)  # a master of each
     uid, gid = owner(guard)
     assert uid != 0
     for pid in [pid for several in pids.values() for pid in several]:
@@ -96,6 +99,7 @@ def test_everything_runs_under_that_uid_without_rights(guard: Guard) -> None:
         held = capabilities(pid)
         assert not held["CapEff"] | held["CapPrm"] | held["CapInh"] | held["CapAmb"]
         assert found["NoNewPrivs"] == "1"
+        assert (found["Seccomp"] == "0") is (pid in pids["sockguard"])
     assert f"no separation: control and relays run under one uid ({uid})" in guard.daemon.stderr()
 
 

@@ -82,18 +82,24 @@ def refuses(path: Path) -> bool:
 
 @contextmanager
 def on_relay(pid: int, path: Path) -> Iterator[socket.socket]:
-    """A connection that this relay serves: of several, the first by which it has a socket besides its channel."""
+    """A connection that this relay serves, which had none: of several, the first by which it has more sockets."""
+    idle = sockets_of(pid)
     with ExitStack() as held:
         clients: list[socket.socket] = []
 
         def is_there() -> bool:
             clients.append(held.enter_context(connect(path)))
             assert echoes(clients[-1])
-            links = [os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()]
-            return sum(link.startswith("socket:") for link in links) > 1
+            return sockets_of(pid) > idle
 
         wait_until(is_there, "the new relay is given a connection")
+        assert sockets_of(pid) == idle + 2  # the client and the service
         yield clients[-1]
+
+
+def sockets_of(pid: int) -> int:
+    links = [os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()]
+    return sum(link.startswith("socket:") for link in links)
 
 
 def test_killed_relay_takes_only_its_own_connections_along(folder: Path) -> None:

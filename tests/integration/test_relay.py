@@ -15,7 +15,7 @@ from typing import Final
 
 import pytest
 
-from sockguard.privsep.listening import SO_PASSRIGHTS
+from sockguard.privsep.sockopt import SO_PASSRIGHTS
 from tests.support.clients import connect
 from tests.support.daemon import Daemon, running
 from tests.support.identities import wait_started

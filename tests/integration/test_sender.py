@@ -17,7 +17,7 @@ import pytest
 from sockguard.privsep.channel import close_all
 from tests.support.clients import as_user
 from tests.support.daemon import Daemon, running
-from tests.support.identities import open_folder, stopped, wait_started
+from tests.support.identities import open_folder, stopped, wait_started, wait_until
 from tests.support.services import serving
 
 pytestmark = pytest.mark.root
@@ -295,7 +295,8 @@ def test_an_urgent_byte_is_refused(case: Case, proxy: str, data: bytes) -> None:
         sock.send(b"before")
         assert sock.recv(1) == b"!"
         sock.send(data, socket.MSG_OOB)
-        return end_of(sock)
+        wait_until(lambda: end_of(sock) == "reset", "it hears that a byte was not read")
+        return "reset"
 
     said, outcome, got = case.run(proxy, urgently)
     assert (said, outcome) == ("reset", "urgent_refused")

@@ -7,6 +7,7 @@ this one is the way between a command and any Operator, over a real socket.
 from __future__ import annotations
 
 import copy
+import socket
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -120,15 +121,33 @@ class MemoryOperator:
             raise self.fault
 
 
+class MemoryDisposer:
+    """Keeps what would be closed in a process of its own (a fake: it shows what is handed over and what is not, and
+    trio's threads, which no process may be forked beside, do not matter). See foreign.Disposer.
+    """
+
+    def __init__(self) -> None:
+        self.socks: list[socket.socket] = []
+
+    def dispose(self, socks: Iterable[socket.socket]) -> None:
+        self.socks.extend(socks)
+
+    def close(self) -> None:
+        for sock in self.socks:
+            sock.close()
+
+
 @asynccontextmanager
-async def served(path: Path, operator: MemoryOperator) -> AsyncIterator[None]:
+async def served(path: Path, operator: MemoryOperator, disposer: MemoryDisposer | None = None) -> AsyncIterator[None]:
     """The control socket of that operator at ``path``; removed afterwards."""
+    disposer = disposer or MemoryDisposer()
     listener, bound = control.listen(str(path))
     try:
         with listener:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(control.serve, listener, operator)
+                nursery.start_soon(control.serve, listener, operator, disposer)
                 yield
                 nursery.cancel_scope.cancel()
     finally:
         bound.remove()
+        disposer.close()

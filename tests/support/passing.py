@@ -50,8 +50,36 @@ def guarding(
 
 
 def open_files(daemon: Daemon) -> dict[int, int]:
-    """How many descriptors each of the daemon's processes has open."""
-    return {pid: len(os.listdir(f"/proc/{pid}/fd")) for pids in daemon.pids().values() for pid in pids}
+    """How many descriptors each of the daemon's processes has open; of carriers, which come as they are needed, how
+    many they have together beyond what one that is idle has (-1).
+    """
+    counts = {-1: 0}
+    for name, pids in daemon.pids().items():
+        for pid in pids:
+            try:
+                count = len(os.listdir(f"/proc/{pid}/fd"))
+                is_carrier = name == "sockguard-fds" == name_of(parent_of(pid))
+            except (FileNotFoundError, ProcessLookupError):  # it had only to close something
+                continue
+            if is_carrier:
+                counts[-1] += max(count - IDLE_CARRIER, 0)
+            elif name != "sockguard-fds":
+                counts[pid] = count
+    return counts
+
+
+IDLE_CARRIER = 4
+"""Descriptors of a carrier that has nothing to do: standard input, output and error, and its channel."""
+
+
+def parent_of(pid: int) -> int:
+    with open(f"/proc/{pid}/stat") as file:
+        return int(file.read().rpartition(")")[2].split()[1])
+
+
+def name_of(pid: int) -> str:
+    with open(f"/proc/{pid}/comm") as file:
+        return file.read().strip()
 
 
 class Tracer:

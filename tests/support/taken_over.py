@@ -1,7 +1,8 @@
 """A relay that is taken over from its first moment in the cage: run as a file, with what to try as its arguments.
 
-Everything before is sockguard.relay.process itself; in place of its loop stands one attempt to get out, and its
-result goes back over the channel: "done", or "errno N". Whoever is killed says nothing.
+Everything before is sockguard.relay.process itself, with a master of carriers that was started as boot.py starts it;
+in place of its loop stands one attempt to get out, and its result goes back over the channel: "done", or "errno N".
+Whoever is killed says nothing.
 
     taken_over.py CHANNEL START_UID ACCOUNT PARTS ATTEMPT VICTIM_PID VICTIM_ADDRESS FOLDER PORT
 """
@@ -23,11 +24,15 @@ from collections.abc import Callable
 
 sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
-from sockguard.privsep import spawn
-from sockguard.relay import process, sandbox
-from sockguard.relay.sandbox.calls import NUMBERS
-from sockguard.relay.sandbox.libc import syscall
-from sockguard.relay.sandbox.policy import ARCHITECTURES
+from sockguard import sandbox
+from sockguard.carriers import master, pool
+from sockguard.privsep import channel, spawn
+from sockguard.privsep.packets import Message
+from sockguard.privsep.pipe import Outlet
+from sockguard.relay import process
+from sockguard.sandbox.calls import NUMBERS
+from sockguard.sandbox.libc import syscall
+from sockguard.sandbox.policy import ARCHITECTURES
 
 CLONE_FILES = 0x400  # an unshare that needs no privilege
 FIOSETOWN = 0x8901
@@ -194,11 +199,19 @@ OTHERS: dict[str, Callable[[Hands], object]] = {
 }
 
 
+class OverTheChannel(Outlet):
+    """What the relay says comes over its channel (a stand-in: one way out, for its messages and for the result)."""
+
+    def send(self, message: Message) -> None:
+        with socket.socket(fileno=os.dup(spawn.CHANNEL_FD)) as control:
+            channel.send(control, message)
+
+
 def taken_over(hands: Hands, attempt: str) -> type:
     """What stands in place of the relay's loop."""
 
     class Attacker:
-        def __init__(self, control: socket.socket, files: int) -> None:
+        def __init__(self, control: socket.socket, outlet: Outlet, carriers: master.Master, files: int) -> None:
             self._control = control
 
         def run(self) -> None:
@@ -218,19 +231,22 @@ def taken_over(hands: Hands, attempt: str) -> type:
 
 
 def main() -> int:
-    channel, uid, account, parts, attempt, *hands = sys.argv[1:]
-    os.dup2(int(channel), spawn.CHANNEL_FD)
+    sock, uid, account, parts, attempt, *hands = sys.argv[1:]
+    os.dup2(int(sock), spawn.CHANNEL_FD)
+    os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), spawn.OUTLET_FD)
     if int(uid) >= 0:
         os.setgroups([])
         os.setresgid(*[int(uid)] * 3)
         os.setresuid(*[int(uid)] * 3)
+    carriers = master.start(pool.SLOTS, spawn.parse_account(account))
     held = Hands(*hands)
     sys.path.append(held.folder)
     sys.dont_write_bytecode = True
     entered = tuple(filter(None, parts.split(",")))
     vars(process)["Loop"] = taken_over(held, attempt)
+    vars(process)["Outlet"] = OverTheChannel
     vars(sandbox)["enter"] = functools.partial(sandbox.enter, entered)
-    return process.main([account, ""])
+    return process.main([account, ""], carriers)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from sockguard.relay.sandbox import PARTS, landlock
+from sockguard.sandbox import PARTS, landlock
 from tests.support.clients import connect
 from tests.support.nspawn import Container, booted
 from tests.support.services import serving

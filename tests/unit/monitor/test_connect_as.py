@@ -29,6 +29,12 @@ listen = "{folder}/other"
 backend = "{folder}/private-2"
 protocol = "seqpacket"
 identity = "client"
+[proxy.bytes]
+listen = "{folder}/bytes"
+backend = "{folder}/private"
+protocol = "http"
+identity = "client"
+allow_root_identity = true
 [proxy.plain]
 listen = "{folder}/plain"
 backend = "{folder}/private"
@@ -37,11 +43,11 @@ listen = "{folder}/unbound"
 backend = "{folder}/private"
 identity = "client"
 """
-Asked = tuple[str, int, Account, Account | None]
+Asked = tuple[str, int, Account, Account | None, bool]
 
 
 class Case:
-    """A monitor with three of these proxies bound. ``asked``: what impersonate.connect_as was asked for."""
+    """A monitor with four of these proxies bound. ``asked``: what impersonate.connect_as was asked for."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -54,13 +60,16 @@ class Case:
         os.close(self.monitor._read_config(ReadConfig())[1][0])
         self.monitor._impersonations = plan.impersonations(self.monitor._sources)  # as adopt does
         self.listeners = {
-            name: socket.socket(fileno=self.monitor._bind(Bind(name))[1][0]) for name in ("shown", "other", "plain")
+            name: socket.socket(fileno=self.monitor._bind(Bind(name))[1][0])
+            for name in ("shown", "other", "bytes", "plain")
         }
         self.monitor._working_set = frozenset(range(64))  # nothing to give up here: the rights are the whole test run's
         self.monitor._adopt(Adopt())
 
-    def connect_as(self, path: str, kind: int, client: Account, files_as: Account | None) -> socket.socket | int:
-        self.asked.append((path, kind, client, files_as))
+    def connect_as(
+        self, path: str, kind: int, client: Account, files_as: Account | None, *, refuse_fds: bool
+    ) -> socket.socket | int:
+        self.asked.append((path, kind, client, files_as, refuse_fds))
         return self.answer
 
     def accepted(self, proxy: str) -> tuple[socket.socket, socket.socket]:
@@ -94,11 +103,12 @@ def case(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Case]:
 
 
 def test_the_client_is_who_the_kernel_says(case: Case) -> None:
-    """The ids are SO_PEERCRED's and SO_PEERGROUPS', backend and type are the file's: control names none of them."""
+    """The ids are SO_PEERCRED's and SO_PEERGROUPS', all else is the file's: control names none of it."""
     me = Account(os.geteuid(), os.getegid(), tuple(frozenset(os.getgroups())))
-    for proxy, kind, backend in (
-        ("shown", socket.SOCK_STREAM, "private"),
-        ("other", socket.SOCK_SEQPACKET, "private-2"),
+    for proxy, kind, backend, refuse_fds in (
+        ("shown", socket.SOCK_STREAM, "private", False),
+        ("other", socket.SOCK_SEQPACKET, "private-2", False),
+        ("bytes", socket.SOCK_STREAM, "private", True),
     ):
         client, accepted = case.accepted(proxy)
         with client, accepted:
@@ -106,7 +116,7 @@ def test_the_client_is_who_the_kernel_says(case: Case) -> None:
                 assert "uid 0 is not shown" in case.refuses(proxy, accepted.fileno())
                 continue
             assert case.ask(proxy, accepted.fileno()) == (NotConnected(errno.ECONNREFUSED), [])
-            assert case.asked.pop() == (str(case.folder / backend), kind, me, None)
+            assert case.asked.pop() == (str(case.folder / backend), kind, me, None, refuse_fds)
 
 
 def test_what_came_of_it(case: Case) -> None:
@@ -119,7 +129,7 @@ def test_what_came_of_it(case: Case) -> None:
         assert case.ask("shown", accepted.fileno()) == (Done(1), [number])
         assert one.fileno() == -1  # its descriptor is the answer's now
 
-        def fail(*_: object) -> int:
+        def fail(*_: object, **__: object) -> int:
             raise PermissionError(errno.EPERM, "Operation not permitted")
 
         with pytest.MonkeyPatch.context() as patch:

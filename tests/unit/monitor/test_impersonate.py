@@ -15,7 +15,7 @@ import pytest
 
 from sockguard.identity import peercred
 from sockguard.monitor import impersonate
-from sockguard.privsep import rights
+from sockguard.privsep import foreign, rights
 from sockguard.privsep.rights import CAP_CHOWN, CAP_SETGID, CAP_SETUID, CAP_SYS_PTRACE, Account
 from tests.support.clients import as_user
 
@@ -94,6 +94,31 @@ def test_the_service_sees_the_client(service: socket.socket, folder: Path, clien
     (folder / "private").chmod(0o755)
     assert as_monitor(lambda: show(folder / "private" / "socket", client)) == "connected"
     assert shown(service) == Account(client.uid, client.gid, tuple(sorted(client.groups)))
+
+
+@root
+@pytest.mark.parametrize("refuse_fds", [True, False])
+def test_descriptors_of_the_service(service: socket.socket, folder: Path, refuse_fds: bool) -> None:
+    """Where they are to be refused, the service that passes some is told EPERM, before the relay has the connection;
+    on a kernel that cannot do that (before Linux 6.16), and elsewhere, they arrive.
+    """
+    (folder / "private").chmod(0o755)
+
+    def connect_and_pass() -> str:
+        path = str(folder / "private" / "socket")
+        made = impersonate.connect_as(path, socket.SOCK_STREAM, CLIENT, CONTROL, refuse_fds=refuse_fds)
+        assert isinstance(made, socket.socket)
+        with made, service.accept()[0] as accepted:
+            try:
+                socket.send_fds(accepted, [b"x"], [0])
+            except PermissionError:
+                return "refused"
+            return "taken, though all are refused" if foreign.takes_none(made) else "taken"
+
+    with socket.socket(socket.AF_UNIX) as sock:
+        foreign.refuse_all(sock)
+        possible = foreign.takes_none(sock)
+    assert as_monitor(connect_and_pass) == ("refused" if refuse_fds and possible else "taken")
 
 
 @root

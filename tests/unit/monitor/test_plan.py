@@ -5,6 +5,7 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+import socket
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from sockguard.config.load import load
 from sockguard.config.read import Source
 from sockguard.identity.accounts import Accounts
-from sockguard.monitor.plan import listen_specs, needed_capabilities
+from sockguard.monitor.plan import Impersonation, impersonations, listen_specs, needed_capabilities
 from sockguard.privsep.listening import ListenSpec
 from sockguard.privsep.rights import CAP_CHOWN, CAP_SYS_PTRACE
 
@@ -77,6 +78,64 @@ mode = 432
     }
 
 
+FDS = pytest.mark.parametrize("fds", ["forward", "refuse", None])
+
+
+@FDS
+@pytest.mark.parametrize(
+    ("protocol", "default"),
+    [("http", "refuse"), ("stream", "forward"), ("seqpacket", "forward"), ("dbus", "forward"), (None, "forward")],
+)
+def test_descriptors_that_the_file_says_nothing_of(protocol: str | None, default: str, fds: str | None) -> None:
+    """A proxy without ``fds`` has its protocol's default, for its clients and for its backend: the kernel is to refuse
+    them just where control takes them to be refused. What the file says counts, whatever the protocol.
+    """
+    text = '[proxy.p]\nlisten = "/run/p"\nbackend = "/run/private/p"\nidentity = "client"\n'
+    text += f'protocol = "{protocol}"\n' if protocol else ""
+    text += f'fds = "{fds}"\n' if fds else ""
+    refused = (fds or default) == "refuse"
+    assert listen_specs(sources(text))["p"].refuse_fds is refused
+    assert impersonations(sources(text))["p"].refuse_fds is refused
+    if protocol == "http" and fds == "forward":
+        return  # which is a mistake in the file: the full reading refuses it
+    full = load(sources(text + "allow_root_identity = true\n" + RULE.format("p")), Accounts.from_system())
+    assert (full.proxies["p"].fds == "refuse") is refused
+
+
+@FDS
+def test_descriptors_by_a_protocol_that_there_is_not(fds: str | None) -> None:
+    """It is no fault here, and nothing is refused that the file does not say."""
+    for protocol in ('"ftp"', '""', "1", "[]", "{}", '["http"]'):
+        text = f'[proxy.p]\nlisten = "/run/p"\nbackend = "/b"\nidentity = "client"\nprotocol = {protocol}\n'
+        text += f'fds = "{fds}"\n' if fds else ""
+        assert listen_specs(sources(text))["p"].refuse_fds is (fds == "refuse")
+        assert impersonations(sources(text))["p"].refuse_fds is (fds == "refuse")
+
+
+def test_impersonations() -> None:
+    """Of proxies that show the client: where to, in what type, whether root is shown, and whether fds are refused."""
+    text = """
+[proxy.a]
+listen = "/run/a"
+backend = "/run/private/a"
+identity = "client"
+[proxy.b]
+listen = "/run/b"
+backend = "/run/private/b"
+protocol = "seqpacket"
+identity = "client"
+allow_root_identity = true
+fds = "refuse"
+[proxy.c]
+listen = "/run/c"
+backend = "/run/private/c"
+"""
+    assert impersonations(sources(text)) == {
+        "a": Impersonation("/run/private/a", socket.SOCK_STREAM, root=False, refuse_fds=False),
+        "b": Impersonation("/run/private/b", socket.SOCK_SEQPACKET, root=True, refuse_fds=True),
+    }
+
+
 def test_what_is_not_as_it_should_be_is_left_out() -> None:
     """A file that does not parse, a proxy without a socket or of another type: not there, and no exception."""
     text = """
@@ -122,7 +181,9 @@ def test_capabilities_of_any_file() -> None:
 
 
 LEAF = st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.text(max_size=4)
-KEYS = st.sampled_from(["listen", "mode", "owner", "group", "fds", "allow", "deny", "executables"])
+KEYS = st.sampled_from(
+    ["listen", "backend", "identity", "protocol", "mode", "owner", "group", "fds", "allow", "deny", "executables"]
+)
 
 
 def toml(value: object) -> str:
@@ -148,6 +209,7 @@ def test_no_file_stops_the_monitor(value: object) -> None:
     """Whatever shape a proxy has, reading it raises nothing, and gives text, numbers and None only."""
     found = listen_specs(sources(f"[proxy]\na = {toml(value)}"))
     needed_capabilities(sources(f"[proxy]\na = {toml(value)}"))
+    impersonations(sources(f"[proxy]\na = {toml(value)}"))
     for spec in found.values():
         assert isinstance(spec.text, str)
         assert isinstance(spec.mode, int)

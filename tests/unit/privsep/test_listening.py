@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import stat
 import struct
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 
 from sockguard.errors import SockguardError
-from sockguard.privsep import listening
+from sockguard.privsep import foreign, listening
 from sockguard.privsep.listening import Bound, ListenSpec
+from sockguard.privsep.sockopt import SO_PASSRIGHTS
 
 
 def spec(text: str | Path, kind: str = "path", *, mode: int = 0o666, refuse_fds: bool = False) -> ListenSpec:
@@ -221,7 +223,7 @@ def test_refused_fds_are_refused_by_the_kernel(path: Path) -> None:
     sock, _ = listening.listen(spec(path, refuse_fds=True), {})
     with sock, socket.socket(socket.AF_UNIX) as client:
         try:
-            sock.getsockopt(socket.SOL_SOCKET, listening.SO_PASSRIGHTS)
+            sock.getsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS)
         except OSError:
             return  # an older kernel: the relay ends such a connection (test_relay.py)
         client.connect(str(path))
@@ -406,3 +408,88 @@ def test_ending_a_kept_socket_leaves_anothers_file(path: Path) -> None:
         another.listen()
         listening.end_kept(adopted)
         assert connects(path)
+
+
+# ── what others may have passed ──
+
+
+@pytest.fixture
+def kept_open(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[socket.socket]]:
+    """What this process keeps open, since nobody else could close it."""
+    made = listening._KeptOpen()
+    monkeypatch.setattr(listening, "_kept_open", made)
+    yield made.socks
+    for sock in made.socks:
+        sock.close()
+
+
+def all_copies_closed(writer: int) -> bool:
+    """True when no read end of that pipe is open any more (pipe(7): POLLERR)."""
+    poll = select.poll()
+    poll.register(writer, 0)
+    return poll.poll(0) == [(writer, select.POLLERR)]
+
+
+def test_ending_a_kept_socket_releases_nothing(path: Path, kept_open: list[socket.socket]) -> None:
+    """Clients that wait in it see the end; what one of them has passed is left to the end of this process."""
+    before, adopted = keep(path)
+    reader, writer = os.pipe()
+    with before, socket.socket(socket.AF_UNIX) as quiet, socket.socket(socket.AF_UNIX) as passing:
+        for client in (quiet, passing):
+            client.connect(str(path))
+        socket.send_fds(passing, [b"x"], [reader])
+        os.close(reader)
+        listening.end_kept(adopted)
+        assert quiet.recv(1) == passing.recv(1) == b""
+    assert len(kept_open) == 1
+    assert not all_copies_closed(writer)
+    kept_open[0].close()
+    assert all_copies_closed(writer)
+    os.close(writer)
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_SEQPACKET])
+@pytest.mark.parametrize("refuses", [True, False], ids=["kernel refuses", "kernel takes all"])
+def test_a_listener_that_passes_something_to_a_probe(
+    path: Path,
+    kept_open: list[socket.socket],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: socket.SocketKind,
+    refuses: bool,
+) -> None:
+    """Whoever listens at the path cannot have this process close what it makes, nor take its place by it."""
+    reader, writer = os.pipe()
+    connect = listening._connect_as_owner
+    answers: list[socket.socket] = []
+
+    def connect_and_be_answered(probe: socket.socket, at: str) -> None:
+        connect(probe, at)
+        accepted, _ = live.accept()
+        answers.append(accepted)
+        with suppress(PermissionError):  # Linux 6.16 and later
+            socket.send_fds(accepted, [b"x"], [reader])
+
+    monkeypatch.setattr(listening, "_connect_as_owner", connect_and_be_answered)
+    if not refuses:
+        monkeypatch.setattr(foreign, "refuse_all", lambda _: None)
+    with socket.socket(socket.AF_UNIX, kind) as live:
+        live.bind(str(path))
+        live.listen()
+        assert "another process listens there" in refused(path)
+        os.close(reader)
+        if refuses and all_copies_closed(writer):
+            assert kept_open == []  # it was refused
+        else:
+            assert any(foreign.may_hold_fds(sock) for sock in kept_open)
+    for sock in answers:
+        sock.close()
+    os.close(writer)
+
+
+def test_probes_leave_nothing_open(path: Path, kept_open: list[socket.socket], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stale sockets cost no descriptor, by no kernel: those before Linux 6.16 cannot refuse what would be passed."""
+    monkeypatch.setattr(foreign, "takes_none", lambda _: False)
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    listening.listen(spec(path), {})[0].close()
+    assert kept_open == []

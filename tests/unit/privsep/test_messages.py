@@ -47,6 +47,7 @@ EXAMPLES: Final[list[tuple[Message, MessageTable]]] = [
     (messages.Unbind("docker"), CONTROL_TO_MONITOR),
     (messages.Adopt(), CONTROL_TO_MONITOR),
     (messages.Done(1), MONITOR_TO_CONTROL),
+    (messages.Done(2), MONITOR_TO_CONTROL),
     (messages.Failed("proxy.a.listen: /x: busy\nand another line"), MONITOR_TO_CONTROL),
     (messages.ConfigText((("/etc/a.toml", 10),)), MONITOR_TO_CONTROL),
     (messages.ConfigRefused((("/etc/a.toml", 1, "proxy", "wrong"),)), MONITOR_TO_CONTROL),
@@ -55,7 +56,7 @@ EXAMPLES: Final[list[tuple[Message, MessageTable]]] = [
     (messages.Signal("terminate"), MONITOR_TO_CONTROL),
     (messages.RelayExited(3, -9), MONITOR_TO_CONTROL),
     (messages.Generation(2), CONTROL_TO_RELAY),
-    (messages.Connections(((1, 1, 0, 0, 1007), (2, 1, 1, 7, 2**32 - 2))), CONTROL_TO_RELAY),
+    (messages.Connections(((1, 1, 0, 0, 1007, 1007), (2, 1, 1, 7, 2**32 - 2, 1000))), CONTROL_TO_RELAY),
     (messages.RuleSets(((0, 0, "0,3,4"), (1, 0, ""))), CONTROL_TO_RELAY),
     (messages.Assign(((1, 0), (2, 1))), CONTROL_TO_RELAY),
     (messages.Credits(512), CONTROL_TO_RELAY),
@@ -235,7 +236,7 @@ def test_check_row() -> None:
 
 def test_fds_a_message_must_have() -> None:
     """How many descriptors come along is part of the message: two a connection, the client's with connect_as."""
-    assert Connections(((1, 1, 0, 0, 0),) * 3).fds() == 6
+    assert Connections(((1, 1, 0, 0, 0, 0),) * 3).fds() == 6
     assert messages.ConnectAs("docker").fds() == 1
     assert messages.NotConnected(11).fds() == 0
     assert Close(((1, "revoked"),)).fds() == 0

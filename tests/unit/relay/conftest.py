@@ -24,6 +24,7 @@ from sockguard.privsep.messages import (
     Message,
     Stop,
 )
+from sockguard.privsep.pipe import Inlet
 
 SECONDS: Final = 20.0
 End = socket.socket
@@ -50,8 +51,9 @@ class RelayUnderTest:
     """One relay. ``link()`` gives a client's and a backend's end with the relay between them."""
 
     def __init__(self) -> None:
-        self.pid, self.channel = spawn.spawn_relay(None, "")
+        self.pid, self.channel, pipe = spawn.spawn_relay(None, "")
         self.channel.settimeout(SECONDS)
+        self.inlet = Inlet(pipe, RELAY_TO_CONTROL)
         self.ended: dict[int, tuple[int, int, str]] = {}
         self.last_number = 0
         hello = self.receive()
@@ -63,8 +65,7 @@ class RelayUnderTest:
         channel.send(self.channel, message, fds)
 
     def receive(self) -> Message | None:
-        received = channel.receive(self.channel, RELAY_TO_CONTROL)
-        return received[0] if received else None
+        return hear(self.inlet)
 
     def configure(self, number: int, *proxies: dict[str, Any]) -> None:
         """Bring a generation into force: options of each proxy, the defaults filled in."""
@@ -98,7 +99,7 @@ class RelayUnderTest:
         before(client, backend)
         self.last_number += 1
         with relay_client, relay_backend:
-            row = (self.last_number, generation, proxy, 0, os.geteuid())
+            row = (self.last_number, generation, proxy, 0, os.geteuid(), os.geteuid())
             self.send(Connections((row,)), relay_client.fileno(), relay_backend.fileno())
         for end in (client, backend):
             end.settimeout(SECONDS)
@@ -130,6 +131,19 @@ class RelayUnderTest:
             self.send(Stop())
             assert self.wait() == 0
         self.channel.close()
+        self.inlet.close()
+
+
+def hear(inlet: Inlet) -> Message | None:
+    """The next message of a relay; None when it has ended."""
+    end = time.monotonic() + SECONDS
+    while True:
+        try:
+            return inlet.receive()
+        except BlockingIOError:
+            left = end - time.monotonic()
+            assert left > 0, "the relay said nothing"
+            select.select([inlet.fd], [], [], left)
 
 
 @pytest.fixture
@@ -138,7 +152,9 @@ def relay() -> Iterator[RelayUnderTest]:
     yield made
     if made.pid:
         made.close()
-    made.channel.close()
+    else:
+        made.channel.close()
+        made.inlet.close()
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from typing import Any, ClassVar, Final
 
 import pytest
 
-from sockguard.privsep import channel, memfd
+from sockguard.carriers import master, pool
+from sockguard.privsep import channel, foreign, memfd
 from sockguard.privsep.messages import (
     RELAY_TO_CONTROL,
     Closed,
@@ -32,10 +33,11 @@ from sockguard.privsep.messages import (
     Requests,
     Stop,
 )
+from sockguard.privsep.pipe import Inlet, Outlet
 from sockguard.protocols.base import BACKEND, CLIENT, FOREVER, Json, RequestRule, RequestRules, RequestVerdict, Start
 from sockguard.relay import inspected, loop, rules
 from sockguard.relay.inspected_side import InspectedSide
-from tests.unit.relay.conftest import generation
+from tests.unit.relay.conftest import generation, hear
 
 SECONDS: Final = 20.0
 Verdict = RequestVerdict
@@ -196,8 +198,9 @@ class LineInspector:
 class Control:
     """What control does, for one loop: hands over connections, and hears what is told."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, inlet: Inlet) -> None:
         self.sock = sock
+        self.inlet = inlet
         sock.settimeout(SECONDS)
         self.closed: dict[int, tuple[str, str]] = {}
         self.counts: dict[int, tuple[int, int]] = {}  # bytes from client and backend
@@ -210,9 +213,8 @@ class Control:
 
     def hear(self, until: Callable[[Message], bool]) -> None:
         while True:
-            received = channel.receive(self.sock, RELAY_TO_CONTROL)
-            assert received
-            message = received[0]
+            message = hear(self.inlet)
+            assert message
             if isinstance(message, Closed):
                 assert not any(row[0] in self.closed for row in message.rows)
                 self.closed |= {int(row[0]): (str(row[3]), str(row[4])) for row in message.rows}
@@ -231,19 +233,28 @@ class Control:
         self.hear(lambda message: message == GenerationTaken(number))
 
     def link(
-        self, rule_set: int = 0, number: int = 1, proxy: int = 0, buffer: int = 0, *, lines: bool = True
+        self,
+        rule_set: int = 0,
+        number: int = 1,
+        proxy: int = 0,
+        buffer: int = 0,
+        *,
+        lines: bool = True,
+        refuse_fds: bool = False,
     ) -> tuple[End, End]:
         """The ends that a client and a service have, and the latter is greeted. number: of the generation; proxy: its
-        index; buffer: of the relay's sockets, in bytes; lines: that is its protocol.
+        index; buffer: of the relay's sockets, in bytes; lines: that is its protocol; refuse_fds: by the kernel.
         """
         client, relay_client = socket.socketpair()
         backend, relay_backend = socket.socketpair()
         self.number += 1
         with relay_client, relay_backend:
             for sock in (relay_client, relay_backend):
+                if refuse_fds:
+                    foreign.refuse_all(sock)
                 if buffer:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
-            row = (self.number, number, proxy, rule_set, os.geteuid())
+            row = (self.number, number, proxy, rule_set, os.geteuid(), os.geteuid())
             self.send(Connections((row,)), relay_client.fileno(), relay_backend.fileno())
         self.ends += (client, backend)
         for end in (client, backend):
@@ -291,26 +302,34 @@ def running(monkeypatch: pytest.MonkeyPatch) -> Iterator[Control]:
     gc.collect()  # of what earlier tests have left
     before = open_files()
     ours, theirs = channel.pair()
+    read, write = os.pipe()
+    carriers = master.start(pool.SLOTS)
+    carriers.wait_ready()
     faults: list[BaseException] = []
     watch_clear(monkeypatch, faults)
 
     def run() -> None:
+        made = loop.Loop(theirs, Outlet(write), carriers)
         try:
-            loop.Loop(theirs).run()
+            made.run()
         except BaseException as error:
             faults.append(error)
         finally:
+            made.pipes.close()
             theirs.close()
+            os.close(write)
+            carriers.close()
 
     thread = threading.Thread(target=run)
     thread.start()
-    control = Control(ours)
+    control = Control(ours, Inlet(read, RELAY_TO_CONTROL))
     try:
         yield control
     finally:
         with contextlib.suppress(OSError):
             channel.send(ours, Stop())
         thread.join(SECONDS)
+        control.inlet.close()
         for end in (ours, *control.ends):
             end.close()
         assert not faults

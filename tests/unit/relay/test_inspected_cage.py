@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 import socket
 import subprocess
 import sys
@@ -13,15 +15,19 @@ import pytest
 
 from sockguard.privsep import channel
 from sockguard.privsep.messages import RELAY_TO_CONTROL, Credits, Hello, Stop
+from sockguard.privsep.pipe import Inlet
+from tests.unit.relay.conftest import hear
 from tests.unit.relay.lines import SECONDS, Control, read, send_fd
 
 RELAY: Final = """
 import sys
+from sockguard.carriers import master, pool
+carriers = master.start(pool.SLOTS)
 from sockguard.relay import inspected, process, rules
 from tests.unit.relay.lines import LineInspector, LineRules
 inspected.inspector_of = lambda _: LineInspector
 rules.rules_of = lambda _: LineRules
-sys.exit(process.main(["-", ""]))
+sys.exit(process.main(["-", ""], carriers))
 """
 """A relay that knows the test's protocol besides; all else of it is as ever."""
 
@@ -29,15 +35,19 @@ sys.exit(process.main(["-", ""]))
 @pytest.fixture
 def control() -> Iterator[Control]:
     ours, theirs = channel.pair()
-    command = [sys.executable, "-c", f"import os; os.dup2({theirs.fileno()}, 3, inheritable=True)\n{RELAY}"]
-    with theirs:
-        process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
-    control = Control(ours)
+    read, write = os.pipe()
+    given = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (theirs.fileno(), write)]
+    dups = "".join(f"os.dup2({fd}, {number}, inheritable=True)\n" for number, fd in enumerate(given, 3))
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"import os\n{dups}{RELAY}"], pass_fds=given, stdin=subprocess.DEVNULL
+    )
+    theirs.close()
+    channel.close_all([write, *given])
+    control = Control(ours, Inlet(read, RELAY_TO_CONTROL))
     try:
-        hello = channel.receive(ours, RELAY_TO_CONTROL)
-        assert hello is not None
-        assert isinstance(hello[0], Hello), hello[0]
-        assert "seccomp" in hello[0].cage
+        hello = hear(control.inlet)
+        assert isinstance(hello, Hello), hello
+        assert "seccomp" in hello.cage
         control.configure(1, sets=[[0, []]])
         control.send(Credits(100))
         yield control
@@ -45,6 +55,7 @@ def control() -> Iterator[Control]:
         with contextlib.suppress(OSError):
             channel.send(ours, Stop())
         status = process.wait(SECONDS)
+        control.inlet.close()
         for end in (ours, *control.ends):
             end.close()
     assert status == 0

@@ -12,12 +12,14 @@ from typing import Final
 
 import pytest
 
+from sockguard.carriers import master
 from sockguard.privsep import channel
+from sockguard.privsep.pipe import Outlet
 from sockguard.relay import inspected, inspected_side
 from sockguard.relay.inspected import InspectedLink
 from sockguard.relay.loop import Loop
 from sockguard.relay.options import Options
-from sockguard.relay.stream import READ_EVENTS
+from sockguard.relay.side import READ_EVENTS
 from tests.unit.relay.lines import Control, End, LineInspector, Lines, configured, read
 
 IDLE_TICKS: Final = 3
@@ -87,13 +89,16 @@ class Alone:
         monkeypatch.setattr(inspected, "inspector_of", lambda _: LineInspector)
         monkeypatch.setattr(LineInspector, "eof", lambda _, source: self.eofs.append(source))
         self.control, theirs = channel.pair()
+        self.pipe = os.pipe()
+        self.master = master.start()
+        self.master.wait_ready()
         self.channel = theirs
-        self.loop = Loop(theirs)
+        self.loop = Loop(theirs, Outlet(self.pipe[1]), self.master)
         self.loop.credit = 10
         self.client, ours = socket.socketpair()
         self.backend, theirs = socket.socketpair()
         options = Options("p", "lines", False, False, IDLE_TICKS)
-        self.link = InspectedLink(self.loop, 1, ours, theirs, options, os.getuid(), Lines([]), {})
+        self.link = InspectedLink(self.loop, 1, ours, theirs, options, os.getuid(), os.getuid(), Lines([]), {})
         self.loop._links[1] = self.link
         for side in self.link.sides:
             side.sock.setblocking(False)
@@ -110,8 +115,10 @@ class Alone:
     def close(self) -> None:
         self.link.end("closed", clean=False)
         self.loop._epoll.close()
-        for sock in (self.client, self.backend, self.control, self.channel):
+        for sock in (self.client, self.backend, self.control, self.channel, self.master):
             sock.close()
+        for fd in self.pipe:
+            os.close(fd)
 
 
 @pytest.fixture

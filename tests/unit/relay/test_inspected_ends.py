@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from sockguard.privsep.messages import Assign, Credits
-from sockguard.relay import inspected, stream
+from sockguard.relay import inspected, peeking
 from tests.unit.relay.lines import Control, configured, read, running, send_fd
 
 
@@ -38,7 +38,7 @@ def test_a_peer_that_goes_with_descriptors_on_their_way_to_it(control: Control, 
     with contextlib.suppress(BlockingIOError):
         for _ in range(600):
             send_fd(writer, b"pass x\n", 2)
-    control.go_on()
+    assert reader.recv(1)
     reader.close()
     assert control.outcome()[0] in ("client_reset", "backend_reset")
     is_alive(control)
@@ -98,15 +98,15 @@ def test_a_fault_anywhere_in_an_inspector_ends_its_connection_and_no_other(
 
 def test_a_fault_in_what_serves_a_stream_ends_its_connection_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """No bytes are known that find one, so the first reading is made to have one."""
-    pump = stream.Side.pump
+    pump = peeking.PeekingSide.pump
     faults = [ZeroDivisionError("here")]
 
-    def faulty(side: stream.Side) -> None:
+    def faulty(side: peeking.PeekingSide) -> None:
         if faults:
             raise faults.pop()
         pump(side)
 
-    monkeypatch.setattr(stream.Side, "pump", faulty)
+    monkeypatch.setattr(peeking.PeekingSide, "pump", faulty)
     with running(monkeypatch) as control:
         control.configure(1, proxy={"protocol": "stream"})
         client, backend = control.link(lines=False)

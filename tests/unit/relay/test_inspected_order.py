@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import select
 import socket
 import termios
 from array import array
@@ -108,7 +109,7 @@ def tunnel_with_descriptors_waiting(
     client.sendall(b"tunnel\n")
     assert read(backend, 7) == b"tunnel\n"
     send_fd(client, b"first")
-    control.go_on()
+    assert select.select([backend], [], [], 20)[0]
     send_fd(client, b"x" * 20_000)
     control.go_on()
     return client, backend

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import select
-import socket
 from functools import partial
 
 import pytest
 
-from sockguard.privsep import channel
-from sockguard.privsep.messages import Credits, Message, Pong
 from sockguard.relay import loop
-from tests.unit.relay.lines import End, open_files, read, running
+from tests.unit.relay.lines import End, open_files, running
 
 
 def moves(ends: tuple[End, End]) -> bool:
@@ -47,7 +43,7 @@ def test_connections_that_leave_no_room_for_a_message(monkeypatch: pytest.Monkey
 def test_a_connection_that_epoll_does_not_take(monkeypatch: pytest.MonkeyPatch, protocol: str, registered: int) -> None:
     """The user's share of watches is used up (ENOSPC): that connection fails, and others go on."""
     real = select.epoll
-    room = [1 + 2 + registered]  # the channel, a connection, and part of another
+    room = [2 + 2 + registered]  # the channel, the master's, a connection, and part of another
 
     class Epoll:
         def __init__(self) -> None:
@@ -73,35 +69,14 @@ def test_a_connection_that_epoll_does_not_take(monkeypatch: pytest.MonkeyPatch, 
 
 def test_want_of_memory_for_a_word_to_control(monkeypatch: pytest.MonkeyPatch) -> None:
     """What cannot be told just now is told later."""
-    real, failures = channel.send, [errno.ENOBUFS, errno.ENOMEM]
+    real, failures = os.write, [errno.EAGAIN, errno.ENOMEM]
 
-    def send(sock: socket.socket, message: Message, fds: tuple[int, ...] = ()) -> None:
-        if isinstance(message, Pong) and failures:
+    def write(fd: int, data: bytes) -> int:
+        if b'"pong"' in data and failures:
             raise OSError(number := failures.pop(), os.strerror(number))
-        real(sock, message, fds)
+        return real(fd, data)
 
-    monkeypatch.setattr(channel, "send", send)
+    monkeypatch.setattr(os, "write", write)
     with running(monkeypatch) as control:
         control.go_on()
     assert not failures
-
-
-def test_waiting_descriptors_that_leave_no_room_for_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who brings them is ended; others go on, through a reload, and new ones are served."""
-    files = 2 * open_files() + 50
-    monkeypatch.setattr(loop, "Loop", partial(loop.Loop, files=files))
-    with running(monkeypatch) as control:
-        control.configure(1, sets=[[0, []]])
-        control.send(Credits(100))
-        greedy, _ = control.link()
-        _, backend = control.link()
-        control.go_on()
-        for _ in range(files):
-            with contextlib.suppress(OSError):  # it has ended
-                socket.send_fds(greedy, [b"x"], [greedy.fileno()] * 5)
-            control.go_on()
-        assert control.closed == {1: ("out_of_files", "")}
-        control.configure(2, sets=[[0, []]], connections=[[2, 0]])
-        client, backend = control.link(number=2)
-        client.sendall(b"pass on\n")
-        assert read(backend, 8) == b"pass on\n"

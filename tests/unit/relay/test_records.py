@@ -10,13 +10,15 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pytest
 
+from sockguard.carriers import master, pool
 from sockguard.privsep import channel
 from sockguard.privsep.channel import close_all
-from sockguard.privsep.messages import Stop
+from sockguard.privsep.messages import RELAY_TO_CONTROL, Stop
+from sockguard.privsep.pipe import Inlet, Outlet
 from sockguard.relay.loop import Loop
 from sockguard.relay.records import RecordSide
 from tests.unit.relay.conftest import SECONDS, End, RelayUnderTest
@@ -110,18 +112,22 @@ class InThisProcess(RelayUnderTest):
     """The relay's loop in a thread of the test, for what no test can have a process of its own do."""
 
     def __init__(self) -> None:
-        self.channel, theirs = channel.pair()
+        self.channel, self.theirs = channel.pair()
         self.channel.settimeout(SECONDS)
+        read, self.write = os.pipe()
+        self.inlet = Inlet(read, RELAY_TO_CONTROL)
         self.ended, self.last_number, self.pid = {}, 0, 0
-        self.theirs = theirs
-        self.thread = threading.Thread(target=Loop(theirs).run)
+        self.master = master.start(pool.SLOTS)
+        self.master.wait_ready()
+        self.thread = threading.Thread(target=Loop(self.theirs, Outlet(self.write), self.master).run)
         self.thread.start()
 
     def stop(self) -> None:
         self.send(Stop())
         self.thread.join(SECONDS)
-        self.channel.close()
-        self.theirs.close()
+        for end in (self.channel, self.theirs, self.inlet, self.master):
+            end.close()
+        os.close(self.write)
 
 
 @both_ways
@@ -149,20 +155,21 @@ def test_a_record_that_cannot_be_passed_on(monkeypatch: pytest.MonkeyPatch, firs
 @both_ways
 def test_want_of_memory_is_waited_out(monkeypatch: pytest.MonkeyPatch, first: str) -> None:
     """A record for which the kernel has no memory just now is passed on when it has. (Again put in its mouth.)"""
-    real = socket.socket.sendmsg
     given: list[object] = []
 
-    def sendmsg(sock: socket.socket, *what: Any) -> int:
-        if threading.current_thread() is relay.thread and len(what) == 2:
-            given.append(what)
+    def face(side: RecordSide, other: RecordSide) -> None:
+        def put(data: memoryview) -> int:
+            given.append(data)
             if len(given) < 3:
                 raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
-        return real(sock, *what)
+            return other.sock.send(data)
 
+        side.other, side.put = other, put  # type: ignore[assignment]
+
+    monkeypatch.setattr(RecordSide, "face", face)
     relay = InThisProcess()
     relay.configure(1, {"protocol": "seqpacket"})
     number, one, other = ends(relay, first)
-    monkeypatch.setattr(socket.socket, "sendmsg", sendmsg, raising=False)
     with one, other:
         one.send(b"patience")
         assert other.recv(LARGE) == b"patience"

@@ -11,7 +11,6 @@ import signal
 import socket
 import termios
 import threading
-import time
 from array import array
 from collections.abc import Callable
 from typing import Final
@@ -19,8 +18,7 @@ from typing import Final
 import pytest
 
 from sockguard.privsep.channel import close_all
-from sockguard.relay.ancillary import untaken
-from sockguard.relay.options import TICK_SECONDS
+from sockguard.relay.boundary import untaken
 from tests.unit.relay.conftest import SECONDS, End, RelayUnderTest
 
 WaitUntil = Callable[[Callable[[], bool]], None]
@@ -102,8 +100,8 @@ def test_all_bytes_before_the_end(relay: RelayUnderTest, first: str) -> None:
 
 
 @both_ways
-def test_a_reset_is_shown(relay: RelayUnderTest, first: str) -> None:
-    """An end that closes with bytes unread: the other reads what was sent, then ECONNRESET."""
+def test_a_reset_is_an_outcome(relay: RelayUnderTest, first: str) -> None:
+    """An end that closes with bytes unread: the other reads what was sent, then a clean end; the outcome tells."""
     number, one, other = ends(relay, first)
     other.sendall(b"never read")
     one.sendall(b"last words")
@@ -112,8 +110,7 @@ def test_a_reset_is_shown(relay: RelayUnderTest, first: str) -> None:
     one.close()
     assert relay.end_of(number)[2] == f"{first}_reset"
     assert other.recv(100) == b" words"
-    with pytest.raises(ConnectionResetError):
-        other.recv(1)
+    assert other.recv(1) == b""
     other.close()
 
 
@@ -261,7 +258,7 @@ def test_fds_and_a_slow_reader(relay: RelayUnderTest, wait_until: WaitUntil) -> 
 
 
 @both_ways
-def test_fds_in_flight_die_with_the_connection(relay: RelayUnderTest, first: str) -> None:
+def test_fds_in_flight_die_with_the_connection(relay: RelayUnderTest, wait_until: WaitUntil, first: str) -> None:
     """fds that nobody received are closed with the connection, wherever they were."""
     number, one, other = ends(relay, first)
     reader, writer = pipe_to_pass()
@@ -271,7 +268,7 @@ def test_fds_in_flight_die_with_the_connection(relay: RelayUnderTest, first: str
     other.close()
     one.close()
     relay.end_of(number)
-    assert all_copies_closed(writer)
+    wait_until(lambda: all_copies_closed(writer))
     os.close(writer)
 
 
@@ -281,28 +278,6 @@ def pass_one(client: End, backend: End) -> None:
     data, fds, _, _ = socket.recv_fds(backend, 2, 1)
     assert data == b"xy"
     close_all(fds)
-
-
-def test_a_reset_is_shown_for_a_tick_after_fds(relay: RelayUnderTest) -> None:
-    """Though another connection had started the relay's clock before, so that a tick comes in the midst of it."""
-    for _ in range(20):
-        _, other_client, other_backend = relay.link()
-        _, client, backend = relay.link()
-        with other_client, other_backend, client:
-            pass_one(other_client, other_backend)
-            time.sleep(TICK_SECONDS * 0.6)
-            started = time.monotonic()
-            pass_one(client, backend)
-            time.sleep(TICK_SECONDS * 0.6)
-            client.send(b"unread")
-            assert select.select([backend], [], [], 20)[0]
-            backend.close()
-            try:
-                assert client.recv(1) == b""
-            except ConnectionResetError:
-                return
-            assert time.monotonic() - started >= TICK_SECONDS  # a machine too slow to tell: once more
-    pytest.fail("too slow, 20 times")
 
 
 def test_fds_are_seen_to_be_taken(relay: RelayUnderTest, wait_until: WaitUntil) -> None:
@@ -320,7 +295,7 @@ def test_fds_are_seen_to_be_taken(relay: RelayUnderTest, wait_until: WaitUntil) 
 
 
 @both_ways
-def test_refused_fds(relay: RelayUnderTest, first: str) -> None:
+def test_refused_fds(relay: RelayUnderTest, wait_until: WaitUntil, first: str) -> None:
     """Where fds are refused (and the kernel does not do it) the connection ends, says so, and keeps none."""
     number, client, backend = relay.link(proxy=1)
     one, other = (client, backend) if first == "client" else (backend, client)
@@ -331,7 +306,7 @@ def test_refused_fds(relay: RelayUnderTest, first: str) -> None:
     os.close(reader)
     assert relay.end_of(number)[2] == "fds_refused"
     assert other.recv(100) == b""
-    assert all_copies_closed(writer)
+    wait_until(lambda: all_copies_closed(writer))
     os.close(writer)
     one.close()
     other.close()

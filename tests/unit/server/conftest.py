@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import SimpleNamespace
@@ -33,6 +34,7 @@ from sockguard.privsep.messages import (
 from sockguard.privsep.messages import (
     Connections as Batch,
 )
+from sockguard.privsep.pipe import Outlet
 from sockguard.relay.options import GenerationContent, read_generation
 from sockguard.server.admission import Admission
 from sockguard.server.connections import Connection, Connections
@@ -42,6 +44,7 @@ from sockguard.server.privileges import Privileges
 from sockguard.server.record import Record
 from sockguard.server.relays import RelayPool
 from sockguard.server.reload import Reloader
+from tests.support.operator import MemoryDisposer
 
 SECONDS: Final = 10.0
 M = TypeVar("M", bound=Message)
@@ -87,20 +90,25 @@ class Relays:
 
     def __init__(self) -> None:
         self.ends: list[socket.socket] = []
+        self.outlets: list[Outlet] = []
         self.killed: list[int] = []
         self.protocols: list[str] = []  # that each was to read
         self.fail_from = 1_000_000
+        self._ended: set[int] = set()
 
-    async def spawn_relay(self, number: int, protocols: str) -> socket.socket:
+    async def spawn_relay(self, number: int, protocols: str) -> tuple[socket.socket, int]:
         if number >= self.fail_from:
             self.fail_from += 2  # one failure more after this
             raise SockguardError("a relay cannot be started: no more processes")
         ours, theirs = channel.pair()
+        ours.shutdown(socket.SHUT_RD)  # as spawn.spawn_relay does
         theirs.setblocking(False)
+        inlet, outlet = os.pipe()
         self.ends.append(theirs)
+        self.outlets.append(Outlet(outlet))
         self.protocols.append(protocols)
-        channel.send(theirs, Hello(100))
-        return ours
+        self.say(Hello(100), len(self.ends) - 1)
+        return ours, inlet
 
     async def end_relay(self, number: int) -> None:
         self.killed.append(number)
@@ -109,7 +117,33 @@ class Relays:
         return None
 
     def say(self, message: Message, relay: int = 0) -> None:
-        channel.send(self.ends[relay], message)
+        self.outlets[relay].send(message)
+        assert self.outlets[relay].flush()
+
+    def say_packet(self, data: bytes, relay: int = 0) -> None:
+        """Say what need not be a message."""
+        self.say_bytes(struct.pack("!I", len(data)) + data, relay)
+
+    def say_bytes(self, data: bytes, relay: int = 0) -> None:
+        assert os.write(self.outlets[relay].fd, data) == len(data)
+
+    def end(self, relay: int = 0) -> None:
+        """That relay's process ends: both ways to and from it are closed."""
+        if relay not in self._ended:
+            self._ended.add(relay)
+            self.ends[relay].close()
+            os.close(self.outlets[relay].fd)
+
+    async def told_to_go(self, relay: int = 0) -> None:
+        """Its channel must end next, as control has it; it ends then."""
+        with trio.fail_after(SECONDS):
+            while True:
+                await trio.lowlevel.wait_readable(self.ends[relay])
+                received = channel.receive(self.ends[relay], CONTROL_TO_RELAY)
+                if received is None:
+                    break
+                assert isinstance(received[0], Ping), received
+        self.end(relay)
 
     async def next(self, relay: int = 0) -> tuple[Message, list[int]]:
         """What that relay is told next, but pings."""
@@ -180,13 +214,20 @@ class Control:
         self.audit = Events()
         self.record = Record(self.audit, NullMetrics())
         self.connections = Connections(self.record)
-        self.pool = RelayPool(config, cast(Privileges, self.relays), self.record, self.connections)
+        self.disposer = MemoryDisposer()
+        self.pool = RelayPool(config, cast(Privileges, self.relays), self.record, self.connections, self.disposer)
         self.admissions = {name: self.admission(proxy) for name, proxy in config.proxies.items()}
         self._others: list[socket.socket] = []
 
     def admission(self, proxy: Proxy) -> Admission:
         return Admission(
-            proxy, Accounts.from_system(), self.record, self.connections, cast(Privileges, self.relays), self
+            proxy,
+            Accounts.from_system(),
+            self.record,
+            self.connections,
+            cast(Privileges, self.relays),
+            self,
+            self.disposer,
         )
 
     def deliver(self, connection: Connection, client: socket.socket) -> None:
@@ -195,15 +236,16 @@ class Control:
         self._others.append(ours)
         self.pool.hand_over(connection, client, backend)
 
-    def admit(self, uid: int, proxy: str = "web", count: int = 1) -> Connection:
-        """A connection of that user, delivered; the last one of so many."""
+    def admit(self, uid: int, proxy: str = "web", count: int = 1, owner: int | None = None) -> Connection:
+        """A connection of that user, delivered; the last one of so many. owner: of the sub-uid that it is."""
         admission = self.admissions[proxy]
         peer = Peer(uid, uid, frozenset({uid}), pid=1)
         for _ in range(count):
             verdict, rules = admission.judge(peer)
-            assert admission.limits.take(uid) is None
+            user = uid if owner is None else owner
+            assert admission.limits.take(user) is None
             connection = Connection(
-                self.connections.next_number(), admission, peer, uid, verdict.rule, trio.current_time(), rules
+                self.connections.next_number(), admission, peer, user, verdict.rule, trio.current_time(), rules
             )
             self.connections.add(connection)
             ours, client = socket.socketpair()
@@ -221,8 +263,11 @@ class Control:
     def close(self) -> None:
         for connection in self.connections:  # what still waits for a relay holds its sockets
             self.pool.close(connection, "stopped")
-        for sock in (*self._others, *self.relays.ends):
+        for relay in range(len(self.relays.ends)):
+            self.relays.end(relay)
+        for sock in self._others:
             sock.close()
+        self.disposer.close()
 
 
 class Doors:
@@ -267,7 +312,12 @@ class File:
 def reloader(made: Control, file: File) -> Reloader:
     doors = cast(Guards, Doors(made.admissions))
     return Reloader(
-        cast(Privileges, file), doors, made.pool, made.connections, lambda proxy, accounts: made.admission(proxy)
+        cast(Privileges, file),
+        doors,
+        made.pool,
+        made.connections,
+        lambda proxy, accounts: made.admission(proxy),
+        made.disposer,
     )
 
 

@@ -39,9 +39,22 @@ async def at_once() -> None:
     return
 
 
+class Dropped:
+    """What the loop has dropped: it is closed here, and nowhere else (a fake of Admission.drop)."""
+
+    def __init__(self) -> None:
+        self.clients: list[socket.socket] = []
+
+    def __call__(self, client: socket.socket) -> None:
+        assert client.fileno() >= 0
+        self.clients.append(client)
+        client.close()
+
+
 async def test_a_fault_in_one_admission_ends_that_connection_only(door: tuple[socket.socket, Path]) -> None:
     """The client is closed, never let in, and the next one is looked at."""
     arrived = 0
+    dropped = Dropped()
 
     async def arrive(client: socket.socket) -> None:
         nonlocal arrived
@@ -53,17 +66,19 @@ async def test_a_fault_in_one_admission_ends_that_connection_only(door: tuple[so
 
     with connected(door[1]) as first, connected(door[1]) as second:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(listener.serve, "p", door[0], arrive, lambda: None, at_once)
+            nursery.start_soon(listener.serve, "p", door[0], arrive, dropped, lambda: None, at_once)
             assert await has_ended(first)
             with trio.fail_after(10):
                 await trio.lowlevel.wait_readable(second)
             assert second.recv(10) == b"x"
             nursery.cancel_scope.cancel()
+    assert len(dropped.clients) == 1
 
 
 async def test_a_client_in_mid_admission_is_closed_at_the_end(door: tuple[socket.socket, Path]) -> None:
     """Told to end while a client's program is looked up: that client is closed, not left hanging."""
     arrived = trio.Event()
+    dropped = Dropped()
 
     async def arrive(_: socket.socket) -> None:
         arrived.set()
@@ -71,15 +86,17 @@ async def test_a_client_in_mid_admission_is_closed_at_the_end(door: tuple[socket
 
     with connected(door[1]) as client:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(listener.serve, "p", door[0], arrive, lambda: None, at_once)
+            nursery.start_soon(listener.serve, "p", door[0], arrive, dropped, lambda: None, at_once)
             await arrived.wait()
             nursery.cancel_scope.cancel()
         assert await has_ended(client)
+    assert len(dropped.clients) == 1
 
 
 async def test_ended_while_an_admission_cannot_be_interrupted(door: tuple[socket.socket, Path]) -> None:
     """Told to end, and its listener closed, while a question waits for its answer come what may: it just ends."""
     asked, answer = trio.Event(), trio.Event()
+    dropped = Dropped()
 
     async def arrive(client: socket.socket) -> None:
         with trio.CancelScope(shield=True):
@@ -89,11 +106,12 @@ async def test_ended_while_an_admission_cannot_be_interrupted(door: tuple[socket
 
     with connected(door[1]):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(listener.serve, "p", door[0], arrive, lambda: None, at_once)
+            nursery.start_soon(listener.serve, "p", door[0], arrive, dropped, lambda: None, at_once)
             await asked.wait()
             nursery.cancel_scope.cancel()
             door[0].close()
             answer.set()
+    assert dropped.clients == []
 
 
 async def test_ended_before_it_began(door: tuple[socket.socket, Path]) -> None:
@@ -104,7 +122,7 @@ async def test_ended_before_it_began(door: tuple[socket.socket, Path]) -> None:
 
     with connected(door[1]):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(listener.serve, "p", door[0], arrive, lambda: None, at_once)
+            nursery.start_soon(listener.serve, "p", door[0], arrive, Dropped(), lambda: None, at_once)
             nursery.cancel_scope.cancel()
             door[0].close()
 
@@ -121,7 +139,7 @@ async def test_nobody_is_accepted_without_room(door: tuple[socket.socket, Path])
 
     with connected(door[1]) as client:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(listener.serve, "p", door[0], arrive, lambda: None, room.wait)
+            nursery.start_soon(listener.serve, "p", door[0], arrive, Dropped(), lambda: None, room.wait)
             await trio.testing.wait_all_tasks_blocked()
             with pytest.raises(BlockingIOError):
                 client.recv(1)

@@ -13,6 +13,7 @@ import pytest
 import trio
 import trio.testing
 
+from sockguard.privsep import foreign
 from sockguard.server import backend
 from sockguard.server.backend import RESTART_SECONDS, Unavailable
 
@@ -180,3 +181,24 @@ async def test_many_that_wait_share_their_attempts(autojump_clock: trio.testing.
         await trio.sleep(10)
         assert attempts - before <= 10 * backend.MAX_ATTEMPTS_PER_SECOND + 3000  # one round, at the edge
         assert attempts > before
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_SEQPACKET])
+@pytest.mark.parametrize("refuse_fds", [True, False])
+async def test_descriptors_of_the_service(path: Path, kind: socket.SocketKind, refuse_fds: bool) -> None:
+    """Where they are to be refused, the kernel does it from the first moment on, if it can (Linux 6.16)."""
+    with socket.socket(socket.AF_UNIX, kind) as listener:
+        foreign.refuse_all(listener)
+        possible = foreign.takes_none(listener)
+    with socket.socket(socket.AF_UNIX, kind) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        sock = backend.try_connect(str(path), kind, refuse_fds=refuse_fds)
+        assert isinstance(sock, socket.socket)
+        with sock, listener.accept()[0] as accepted:
+            assert foreign.takes_none(sock) is (refuse_fds and possible)
+            if refuse_fds and possible:
+                with pytest.raises(PermissionError):
+                    socket.send_fds(accepted, [b"x"], [0])
+            else:
+                socket.send_fds(accepted, [b"x"], [0])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import pytest
 import trio
@@ -13,6 +14,7 @@ import trio.testing
 
 from sockguard.config.settings import Proxy
 from sockguard.identity.peer import Peer
+from sockguard.server import backend
 from sockguard.server.connections import Connection
 from sockguard.server.delivery import RelayDelivery
 from sockguard.server.metrics import NullMetrics
@@ -65,7 +67,12 @@ async def test_a_reload_while_a_client_waits(
     with socket.socket(socket.AF_UNIX) as old, socket.socket(socket.AF_UNIX) as new:
         async with trio.open_nursery() as nursery:
             delivery = RelayDelivery(
-                cast(RelayPool, pool), made.connections, cast(Privileges, AsClient()), NullMetrics(), nursery
+                cast(RelayPool, pool),
+                made.connections,
+                cast(Privileges, AsClient()),
+                NullMetrics(),
+                nursery,
+                made.disposer,
             )
             connection = Connection(1, admission, PEER, 1, "all", trio.current_time())
             made.connections.add(connection)
@@ -78,3 +85,36 @@ async def test_a_reload_while_a_client_waits(
                 sock.listen()
     _ours.close()
     assert pool.backends == [str(folder / wanted)]
+
+
+@pytest.mark.parametrize("protocol", ["stream", "seqpacket"])
+@pytest.mark.parametrize("fds", ["forward", "refuse"])
+async def test_descriptors_go_by_the_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, protocol: str, fds: Literal["forward", "refuse"]
+) -> None:
+    """A service is connected to with the kernel's refusal where the proxy refuses descriptors, and only there."""
+    asked: list[tuple[int, bool]] = []
+
+    def try_connect(path: str, kind: int, *, refuse_fds: bool) -> int:
+        asked.append((kind, refuse_fds))
+        return errno.EPROTOTYPE  # which ends it
+
+    monkeypatch.setattr(backend, "try_connect", try_connect)
+    made = Control(config(proxy("web", allow("all"), protocol=protocol, fds=fds)))
+    admission = made.admissions["web"]
+    assert admission.limits.take(1) is None
+    connection = Connection(1, admission, PEER, 1, "all", trio.current_time())
+    made.connections.add(connection)
+    ours, client = socket.socketpair()
+    async with trio.open_nursery() as nursery:
+        RelayDelivery(
+            cast(RelayPool, Pool()),
+            made.connections,
+            cast(Privileges, AsClient()),
+            NullMetrics(),
+            nursery,
+            made.disposer,
+        ).deliver(connection, client)
+    ours.close()
+    kind = socket.SOCK_SEQPACKET if protocol == "seqpacket" else socket.SOCK_STREAM
+    assert set(asked) == {(kind, fds == "refuse")}

@@ -59,14 +59,24 @@ async def test_a_set_is_told_before_it_is_used_and_once(control: Make) -> None:
         await made.relays.told(Credits)
         made.admit(1)
         assert await made.relays.told(RuleSets) == RuleSets(((0, 0, "0,3"),))
-        assert (await made.relays.taken()).rows[0][2:] == (0, 0, 1)
+        assert (await made.relays.taken()).rows[0][2:] == (0, 0, 1, 1)
         made.admit(1)
-        assert (await made.relays.taken()).rows[0][2:] == (0, 0, 1)
+        assert (await made.relays.taken()).rows[0][2:] == (0, 0, 1, 1)
         made.admit(2)
         assert await made.relays.told(RuleSets) == RuleSets(((1, 0, "0,1,3"),))
-        assert (await made.relays.taken()).rows[0][2:] == (0, 1, 2)
+        assert (await made.relays.taken()).rows[0][2:] == (0, 1, 2, 2)
         made.admit(4, "pg")
-        assert (await made.relays.taken()).rows[0][2:] == (1, 0, 4)  # nobody reads its requests
+        assert (await made.relays.taken()).rows[0][2:] == (1, 0, 4, 4)  # nobody reads its requests
+
+
+async def test_a_relay_is_told_whom_a_connection_counts_for(control: Make) -> None:
+    """The uid that the kernel tells, and behind it the user: of a sub-uid, its owner."""
+    async with control(config(proxy("pg", allow("pg"), protocol="stream"))) as made:
+        await made.relays.told(Credits)
+        made.admit(100_001, "pg", owner=1000)
+        assert (await made.relays.taken()).rows[0][4:] == (100_001, 1000)
+        made.admit(1000, "pg")
+        assert (await made.relays.taken()).rows[0][4:] == (1000, 1000)
 
 
 async def test_every_relay_knows_every_set(control: Make) -> None:
@@ -88,7 +98,7 @@ async def test_a_relay_that_starts_later_gets_all_sets(control: Make) -> None:
         await made.relays.told(Credits)
         made.admit(1)
         await made.relays.told(RuleSets)
-        made.relays.ends[0].close()
+        made.relays.end()
         await made.until(lambda: len(made.relays.ends) == 2)
         _, content = await made.relays.generation(1)
         assert (content.sets, content.connections) == ([(0, (0, 3))], {})

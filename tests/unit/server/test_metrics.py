@@ -20,7 +20,7 @@ from sockguard.server import metrics
 from sockguard.server.http_service import Request
 from sockguard.server.metrics import FRESH_SECONDS, Metrics, NullMetrics, Reading
 from sockguard.server.operator import Status
-from tests.support.operator import status
+from tests.support.operator import MemoryDisposer, status
 
 DASHBOARD = Path(__file__).resolve().parents[3] / "packaging/grafana/sockguard.json"
 
@@ -191,7 +191,7 @@ async def test_over_tcp(busy: Metrics) -> None:
         ):
             metrics.listen(TcpPlace("127.0.0.1", port))
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(metrics.serve, listener, busy)
+            nursery.start_soon(metrics.serve, listener, busy, MemoryDisposer())
             head, _, body = (await get(await trio.open_tcp_stream("127.0.0.1", port))).partition(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 200 ")
             assert b"Content-Type: text/plain; version=0.0.4" in head
@@ -208,7 +208,7 @@ async def test_over_a_path(busy: Metrics, folder: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == metrics.MODE
     with listener:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(metrics.serve, listener, busy)
+            nursery.start_soon(metrics.serve, listener, busy, MemoryDisposer())
             assert b"sockguard_relays 1.0" in await get(await trio.open_unix_socket(str(path)))
             nursery.cancel_scope.cancel()
     bound.remove()

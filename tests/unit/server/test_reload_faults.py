@@ -77,10 +77,12 @@ async def test_a_relay_that_cannot_be_told_the_rules(control: Make, monkeypatch:
         return write(name, data)
 
     async with control(before, 2) as made:
-        await made.relays.told(Credits, 1)
+        for relay in (0, 1):
+            await made.relays.told(Credits, relay)
         monkeypatch.setattr(memfd, "write", write_or_fail)
 
         async def as_relays() -> None:
+            await made.relays.told_to_go(0)
             for relay in (1, 2):
                 await made.until(lambda relay=relay: len(made.relays.ends) > relay)  # type: ignore[misc]
                 number, _ = await made.relays.generation(relay)

@@ -7,7 +7,9 @@ from typing import Any, cast
 import pytest
 import trio
 
+from sockguard.carriers.master import Master
 from sockguard.identity.accounts import Accounts
+from sockguard.privsep import channel
 from sockguard.privsep.messages import (
     CREDITS,
     MAX_OVERDRAFT,
@@ -256,7 +258,7 @@ async def test_a_relay_that_starts_while_the_queue_is_full_waits(control: Make) 
     async with control(config(WEB)) as made:
         await up(made, "web")
         made.audit.full = True
-        made.relays.ends[0].close()
+        made.relays.end()
         await made.until(lambda: len(made.relays.ends) == 2)
         await made.relays.generation(1)
         await made.until(lambda: len(list(made.pool)) == 1)
@@ -293,7 +295,11 @@ async def test_the_daemon_gives_credits_when_the_queue_has_room(monkeypatch: pyt
     """The audit log says so in its own thread; the pool hears of it in trio's. Else relays would stand for ever."""
     given = trio.Event()
     monkeypatch.setattr(RelayPool, "give_credits", lambda _: given.set())
-    daemon = Daemon("f", config(WEB), Accounts.from_system(), cast(Privileges, Relays()), Separation(False, 0, 0))
-    await trio.to_thread.run_sync(daemon._audit._on_room)
-    with trio.fail_after(SECONDS):
-        await given.wait()
+    ours, theirs = channel.pair()
+    with ours, theirs:
+        master = Master(ours, ours, [], 0)
+        rights = cast(Privileges, Relays())
+        daemon = Daemon("f", config(WEB), Accounts.from_system(), rights, Separation(False, 0, 0), master)
+        await trio.to_thread.run_sync(daemon._audit._on_room)
+        with trio.fail_after(SECONDS):
+            await given.wait()

@@ -12,7 +12,7 @@ import os
 import struct
 from typing import Final
 
-from sockguard.relay.sandbox.libc import syscall
+from sockguard.sandbox.libc import syscall
 
 _CREATE_RULESET: Final = 444
 _RESTRICT_SELF: Final = 446

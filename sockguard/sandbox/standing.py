@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from sockguard.relay.sandbox import libc
+from sockguard.sandbox import libc
 
 _PR_GET_DUMPABLE: Final = 3
 _PR_GET_NO_NEW_PRIVS: Final = 39

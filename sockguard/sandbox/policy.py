@@ -16,11 +16,25 @@ import mmap
 import socket
 import termios
 from dataclasses import dataclass
+from enum import Enum
 from typing import Final
 
-from sockguard.relay.sandbox import bpf
-from sockguard.relay.sandbox.bpf import OneOf, Without
-from sockguard.relay.sandbox.calls import NEWEST, NUMBERS
+from sockguard.privsep.sockopt import SO_PASSRIGHTS
+from sockguard.privsep.spawn import CHANNEL_FD, OUTLET_FD
+from sockguard.sandbox import bpf
+from sockguard.sandbox.bpf import NoneOf, OneOf, Without
+from sockguard.sandbox.calls import NEWEST, NUMBERS
+
+
+class Kind(Enum):
+    """What a cage is for: relays, or carriers and the master that forks them (sockguard/carriers)."""
+
+    RELAY = "relay"
+    CARRIERS = "carriers"
+
+
+RELAY: Final = Kind.RELAY
+CARRIERS: Final = Kind.CARRIERS
 
 # fmt: off
 ALLOWED: Final = (
@@ -30,7 +44,7 @@ ALLOWED: Final = (
     "getsockname",  # socket.socket(fileno=...) asks for it
     "getpeername",  # so does the text of a socket
     "pread64", "lseek",  # a generation's memfd
-    "read",  # of a pipe's rest
+    "poll", "ppoll",  # is there an urgent byte
     # the interpreter and libc
     "mmap", "munmap", "mremap", "brk", "madvise", "mprotect", "futex", "getrandom",
     "clock_gettime", "clock_nanosleep", "sched_yield",  # the first is a call where the vDSO has no clock
@@ -48,17 +62,36 @@ CHECKS: Final[dict[str, tuple[bpf.Check, ...]]] = {
     "fcntl": (
         OneOf(1, (
             fcntl.F_GETFD, fcntl.F_SETFD, fcntl.F_GETFL, fcntl.F_SETFL, fcntl.F_DUPFD_CLOEXEC,
-            fcntl.F_GET_SEALS, fcntl.F_SETPIPE_SZ, fcntl.F_GETPIPE_SZ,
+            fcntl.F_GET_SEALS, fcntl.F_SETPIPE_SZ,
         )),
     ),
     "getsockopt": (
         OneOf(1, (socket.SOL_SOCKET,)),
-        OneOf(2, (socket.SO_ERROR, socket.SO_SNDBUF, socket.SO_TYPE, socket.SO_DOMAIN, socket.SO_PROTOCOL)),
+        OneOf(2, (
+            socket.SO_ERROR, socket.SO_SNDBUF, socket.SO_TYPE, socket.SO_DOMAIN, socket.SO_PROTOCOL,
+            socket.SO_PASSCRED, SO_PASSRIGHTS,
+        )),
     ),
-    "setsockopt": (OneOf(1, (socket.SOL_SOCKET,)), OneOf(2, (socket.SO_PASSCRED, socket.SO_SNDBUF))),
+    "setsockopt": (
+        OneOf(1, (socket.SOL_SOCKET,)),
+        OneOf(2, (socket.SO_PASSCRED, socket.SO_SNDBUF, socket.SO_OOBINLINE)),
+    ),
     # No new code, ever; refused, not killed, so that an interpreter with a JIT goes on without.
     "mmap": (Without(2, mmap.PROT_EXEC),),
     "mprotect": (Without(2, mmap.PROT_EXEC),),
+}
+
+# linux/sched.h, CLONE_*: shared memory, other namespaces, and what else fork(3) does not ask for.
+_SHARED: Final = 0x00000100 | 0x00000200 | 0x00000400 | 0x00000800 | 0x00002000 | 0x00004000 | 0x00008000 | 0x00010000
+_NAMESPACES: Final = 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000
+
+MORE: Final = {RELAY: ("write",), CARRIERS: ("clone", "wait4", "socketpair")}
+"""What each kind is allowed beyond ALLOWED, within MORE_CHECKS: relays to write to control, carriers to fork."""
+
+MORE_CHECKS: Final[dict[Kind, dict[str, tuple[bpf.Check, ...]]]] = {
+    # Neither the channel nor the pipe to control can be closed, so their numbers never come to mean another file.
+    RELAY: {"write": (OneOf(0, (OUTLET_FD,)),), "close": (NoneOf(0, (CHANNEL_FD, OUTLET_FD)),)},
+    CARRIERS: {"clone": (Without(0, _SHARED | _NAMESPACES),)},
 }
 
 KILLED: Final = (
@@ -102,15 +135,25 @@ ARCHITECTURES: Final = {
 """By uname -m."""
 
 
-def program(architecture: Architecture) -> list[bpf.Instruction]:
+def program(architecture: Architecture, kind: Kind = RELAY) -> list[bpf.Instruction]:
     """The filter for that architecture."""
     refused = bpf.ERRNO | errno.EPERM
+    more, checked = MORE[kind], {**CHECKS, **MORE_CHECKS[kind]}
+    killed = tuple(name for name in KILLED if name not in more)
     lines = bpf.prologue(architecture.audit, architecture.highest)
-    for names, action in ((ALLOWED, bpf.ALLOW), (KILLED, bpf.KILL_PROCESS)):
+    if kind is CARRIERS:  # libc goes on with clone then, the flags of which a filter can see
+        lines += _no_such_call(architecture, "clone3")
+    for names, action in ((ALLOWED, bpf.ALLOW), (more, bpf.ALLOW), (killed, bpf.KILL_PROCESS)):
         for name in names:
             number = architecture.number(name)
             if number is not None:
-                lines += bpf.answer(number, action, CHECKS.get(name, ()), refused)
+                checks = checked.get(name, ()) if action == bpf.ALLOW else ()
+                lines += bpf.answer(number, action, checks, refused)
     lines += bpf.above(NEWEST, bpf.ERRNO | errno.ENOSYS)
     lines += bpf.otherwise(refused)
     return lines
+
+
+def _no_such_call(architecture: Architecture, name: str) -> list[bpf.Instruction]:
+    number = architecture.number(name)
+    return [] if number is None else bpf.answer(number, bpf.ERRNO | errno.ENOSYS)

@@ -57,7 +57,20 @@ class Without:
         return [_load_argument(self.index), (_ANY_BIT, 0, 1, self.bits), (_RETURN, 0, 0, refusal)]
 
 
-Check = OneOf | Without
+@dataclass(frozen=True, slots=True)
+class NoneOf:
+    """Argument ``index`` must be none of ``values``, as in OneOf."""
+
+    index: int
+    values: tuple[int, ...]
+
+    def test(self, refusal: int) -> list[Instruction]:
+        count = len(self.values)
+        tests = [(_EQUAL, count - 1 - place, 0, value) for place, value in enumerate(self.values[:-1])]
+        return [_load_argument(self.index), *tests, (_EQUAL, 0, 1, self.values[-1]), (_RETURN, 0, 0, refusal)]
+
+
+Check = OneOf | Without | NoneOf
 
 
 def _load_argument(index: int) -> Instruction:

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sockguard.relay.ancillary import CONTROL_BYTES, PEEK, boundary, carries_fds, untaken
+from sockguard.privsep.ancillary import CONTROL_BYTES, PEEK
+from sockguard.relay.boundary import PEEK_SEES_ALL, boundary, carries_fds, plain_bytes, untaken
 
 Pair = tuple[socket.socket, socket.socket]
 CHUNK = 64 * 1024
@@ -172,3 +173,26 @@ def test_what_a_peer_has_not_taken(pair: Pair, monkeypatch: pytest.MonkeyPatch) 
     assert not untaken(ours.fileno())
     monkeypatch.setattr(fcntl, "ioctl", lambda _fd, _request, count: count.__setitem__(0, 1))
     assert not untaken(ours.fileno())
+
+
+@pytest.mark.skipif(not PEEK_SEES_ALL, reason="a relay does without it on this kernel")
+@settings(max_examples=100, deadline=None)
+@given(
+    plain=st.lists(st.integers(1, 3000), max_size=20),
+    fds=st.integers(0, 3),
+    behind=st.lists(st.integers(1, 100), max_size=2),
+)
+def test_plain_bytes(plain: list[int], fds: int, behind: list[int]) -> None:
+    """All that is queued, if no message in it carries descriptors, wherever it stands; else none of it."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        for size in plain:
+            send(theirs, size)
+        if fds:
+            send(theirs, 10, fds)
+        for size in behind:
+            send(theirs, size)
+        total = sum(plain) + sum(behind)
+        if total or fds:
+            assert plain_bytes(ours) == (0 if fds else total)

@@ -1,4 +1,4 @@
-"""The relay's cage: what a relay that is taken over can still do is move bytes between the sockets it was handed.
+"""The cage of relays: what a relay that is taken over can still do is move bytes between the sockets it was handed.
 
 Entered once, before the first byte from outside is read, and never left. Several parts, each of which holds without
 the others (as OpenSSH's sandbox-*.c, several at a time); ``enter(())`` is the one that holds nothing. A part that
@@ -16,6 +16,9 @@ takes a few messages and believes none of them (privsep/messages.py). A client c
 own: a datagram socket, over which sendmsg would name an address in memory, where no filter looks. Landlock stops
 that for abstract names, for paths since ABI 9; before, the relay's own uid is what such a message shows.
 After this the interpreter can open no file, so whatever the relay needs has to be imported before.
+
+Carriers, and the master that forks them (sockguard/carriers), have a cage of the same parts, in which a process can
+fork.
 """
 
 from __future__ import annotations
@@ -25,14 +28,18 @@ from dataclasses import dataclass
 from typing import Final
 
 from sockguard.errors import SockguardError
-from sockguard.relay.sandbox import landlock, limits, seccomp, standing
+from sockguard.sandbox import landlock, limits, policy, seccomp, standing
 
-_PARTS: Final[dict[str, Callable[[], int]]] = {
-    "no_new_privs": standing.no_new_privs,
-    "no_capabilities": standing.no_capabilities,
-    "not_dumpable": standing.not_dumpable,
+RELAY: Final = policy.RELAY
+CARRIERS: Final = policy.CARRIERS
+"""What a cage is for."""
+
+_PARTS: Final[dict[str, Callable[[policy.Kind], int]]] = {
+    "no_new_privs": lambda _: standing.no_new_privs(),
+    "no_capabilities": lambda _: standing.no_capabilities(),
+    "not_dumpable": lambda _: standing.not_dumpable(),
     "limits": limits.enter,
-    "landlock": landlock.enter,
+    "landlock": lambda _: landlock.enter(),
     "seccomp": seccomp.enter,  # last: it refuses what the others are made with
 }
 
@@ -60,8 +67,8 @@ class Cage:
         return tuple(name for name in PARTS if not getattr(self, name))
 
 
-def enter(parts: Collection[str] = PARTS) -> Cage:
-    """Put this process, which must have a single thread, into the cage. There is no way back.
+def enter(parts: Collection[str] = PARTS, kind: policy.Kind = RELAY) -> Cage:
+    """Put this process, which must have a single thread, into the cage for that kind. There is no way back.
 
     Raises SockguardError when a part cannot be entered although the kernel has it: then nothing may be served.
     """
@@ -71,7 +78,7 @@ def enter(parts: Collection[str] = PARTS) -> Cage:
     for name, enter_part in _PARTS.items():
         if name in parts:
             try:
-                held[name] = enter_part()
+                held[name] = enter_part(kind)
             except (OSError, ValueError) as error:
-                raise SockguardError(f"the relay's cage cannot be closed: {name}: {error}") from error
+                raise SockguardError(f"the cage cannot be closed: {name}: {error}") from error
     return Cage(**held)

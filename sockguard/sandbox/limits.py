@@ -1,4 +1,4 @@
-"""Resource limits of a relay (getrlimit(2)). Lowered hard and soft: without CAP_SYS_RESOURCE nothing raises them again.
+"""Resource limits within a cage (getrlimit(2)). Lowered hard and soft: nothing raises them without CAP_SYS_RESOURCE.
 
 Not RLIMIT_NOFILE: connections need it. Not RLIMIT_AS: what a relay holds is bounded by design, and a limit on
 addresses would make an allocation fail in the midst of somebody's connection; memory as a whole is the service
@@ -10,6 +10,8 @@ from __future__ import annotations
 import resource
 from typing import Final
 
+from sockguard.sandbox.policy import Kind
+
 LIMITS: Final = {
     # Counts all processes of the uid, but is asked only when this one forks. The kernel exempts uid 0.
     resource.RLIMIT_NPROC: 0,
@@ -19,8 +21,10 @@ LIMITS: Final = {
 }
 
 
-def enter() -> int:
+def enter(kind: Kind = Kind.RELAY) -> int:
     """Every kernel has them. Raises OSError, or ValueError."""
     for limit, value in LIMITS.items():
+        if kind is Kind.CARRIERS and limit == resource.RLIMIT_NPROC:
+            continue  # the master forks
         resource.setrlimit(limit, (value, value))
     return 1

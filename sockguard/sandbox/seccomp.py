@@ -9,8 +9,8 @@ import struct
 import sys
 from typing import Final
 
-from sockguard.relay.sandbox import bpf, policy
-from sockguard.relay.sandbox.libc import syscall
+from sockguard.sandbox import bpf, policy
+from sockguard.sandbox.libc import syscall
 
 _SET_MODE_FILTER: Final = 1
 _GET_ACTION_AVAIL: Final = 2
@@ -20,7 +20,7 @@ _MISSING: Final = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
 """Not built in, no filters, this action is too new, or refused by a filter around all of sockguard."""
 
 
-def enter() -> int:
+def enter(kind: policy.Kind = policy.RELAY) -> int:
     """Needs no_new_privs. 1 when the filter is in force, 0 where it cannot be. Raises OSError."""
     architecture = policy.ARCHITECTURES.get(os.uname().machine)
     seccomp = architecture.number("seccomp") if architecture else None
@@ -35,7 +35,7 @@ def enter() -> int:
         if error.errno in _MISSING:
             return 0
         raise
-    code = bpf.assemble(policy.program(architecture))
+    code = bpf.assemble(policy.program(architecture, kind))
     instructions = ctypes.create_string_buffer(code, len(code))
     # struct sock_fprog: a short count, padding, a pointer
     program = struct.pack("@HP", len(code) // 8, ctypes.addressof(instructions))

@@ -1,12 +1,15 @@
-"""Passed file descriptors in a byte stream: where among the bytes a message that carries them begins.
+"""Where, among the bytes of a stream, a message begins that carries descriptors. Looked at only, and none is received.
 
 recvmsg on a stream socket joins plain bytes with the message behind them that carries fds, and stops after it
 (unix(7); net/unix/af_unix.c, unix_stream_read_generic). A service that reads just its header without room for
 ancillary data would lose fds that were moved forward to that header; so the boundary has to be found, by peeking.
 
 A shorter peek does not find it: a peek that has filled its buffer goes on to the messages behind, with no room left,
-and shows their fds all the same. But a message is copied before its fds are looked at, and a peek ends before a
-message that cannot be copied: hence a buffer that ends at a page that nobody may touch.
+and tells of their fds all the same (MSG_CTRUNC). But a message is copied before its fds are looked at, and a peek ends
+before a message that cannot be copied: hence a buffer that ends at a page that nobody may touch.
+
+That a peek of one byte tells of fds anywhere in the queue is a way, too, to know how much can be taken unseen. Since no
+manual page promises it, it is used only where PEEK_SEES_ALL has found it to be so.
 """
 
 from __future__ import annotations
@@ -16,22 +19,14 @@ import errno
 import fcntl
 import mmap
 import os
+import select
 import socket
-import struct
 import termios
 from array import array
-from collections.abc import Iterable
 from typing import Final
 
-from sockguard.privsep.channel import close_all, received_fds
-from sockguard.privsep.messages import MAX_FDS
-
-_UCRED: Final = struct.Struct("3I")  # struct ucred: pid, uid, gid (unix(7))
-CONTROL_BYTES: Final = socket.CMSG_SPACE(MAX_FDS * array("i").itemsize) + socket.CMSG_SPACE(_UCRED.size)
-# Plain numbers: arithmetic with an IntFlag costs a microsecond and more, for each message.
-READ: Final = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
-PEEK: Final = int(socket.MSG_PEEK) | READ
-CUT: Final = int(socket.MSG_CTRUNC)
+from sockguard.privsep.ancillary import CUT, PEEK
+from sockguard.privsep.foreign import unread
 
 _PROT_NONE: Final = 0  # mmap(2)
 
@@ -45,15 +40,8 @@ def _untouchable_page() -> mmap.mmap:
 
 
 _fence: Final = _untouchable_page()
-
-
-def sender(control: Iterable[tuple[int, int, bytes]]) -> int:
-    """The uid of who sent a message, by its SCM_CREDENTIALS; -1 where it has none."""
-    for level, kind, data in control:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS and len(data) == _UCRED.size:
-            uid: int = _UCRED.unpack(data)[1]
-            return uid
-    return -1
+_byte: Final = [memoryview(bytearray(1))]
+_count: Final = array("i", [0])
 
 
 def boundary(sock: socket.socket, view: memoryview, length: int) -> int:
@@ -72,7 +60,7 @@ def boundary(sock: socket.socket, view: memoryview, length: int) -> int:
 
 
 def carries_fds(sock: socket.socket, start: int, filled: int) -> bool:
-    """Does the message that begins behind ``start`` bytes carry the fds that a peek of ``filled`` bytes has shown?
+    """Does the message that begins behind ``start`` bytes carry the fds that a peek of ``filled`` bytes has told of?
 
     For one that ends no sooner than these bytes, as what sendfile(2) and splice(2) send may: a wider peek tells.
     """
@@ -80,16 +68,43 @@ def carries_fds(sock: socket.socket, start: int, filled: int) -> bool:
     while True:
         size *= 2
         view = memoryview(bytearray(size))
-        length, control, _, _ = sock.recvmsg_into([view], CONTROL_BYTES, PEEK)
-        close_all(received_fds(control))
+        length = sock.recvmsg_into([view], 0, PEEK)[0]
         if length < size:  # so it ended at the message with the fds
             return boundary(sock, view, length) <= start
+
+
+def _peek_sees_all() -> bool:
+    """Does a peek of one byte tell of fds that came with a later message? Tried on this kernel."""
+    near, far = socket.socketpair()
+    with near, far:
+        near.setblocking(False)
+        far.send(b"plain")
+        if near.recvmsg_into(_byte, 0, PEEK)[2] & CUT:
+            return False
+        far.send(b"more")
+        socket.send_fds(far, [b"with"], [far.fileno()])
+        return bool(near.recvmsg_into(_byte, 0, PEEK)[2] & CUT) and unread(near.fileno()) == len(b"plainmorewith")
+
+
+def plain_bytes(sock: socket.socket) -> int:
+    """How many bytes can be taken at once without any fds; 0 where some are queued. Only where PEEK_SEES_ALL.
+
+    A peek ends before an urgent byte, and a further one would make that an ordinary one: so there must be none.
+    """
+    count = unread(sock.fileno())  # first: what comes meanwhile is not counted, but is looked at
+    if not count or sock.recvmsg_into(_byte, 0, PEEK)[2] & CUT:
+        return 0
+    poll = select.poll()
+    poll.register(sock, select.POLLPRI)
+    return 0 if poll.poll(0) else count
 
 
 def untaken(fd: int) -> bool:
     """Has the peer not taken all that was sent there (unix(7), SIOCOUTQ)? The event that says so comes while one byte
     is still counted (sock_wfree of linux/net/core/sock.c); no message is that small with the kernel's own.
     """
-    count = array("i", [0])
-    fcntl.ioctl(fd, termios.TIOCOUTQ, count)
-    return count[0] > 1
+    fcntl.ioctl(fd, termios.TIOCOUTQ, _count)
+    return _count[0] > 1
+
+
+PEEK_SEES_ALL: Final = _peek_sees_all()  # now: in its cage a relay can make no socket
