@@ -122,11 +122,10 @@ class PeekingSide(Side):
         if count < CHUNK // 2:
             self.bulk = False
             return False
-        more = self.splice(count)
-        if more and not self.closed and self.pipe is None:
+        moved = self.splice(count)
+        if moved == count and not self.halted:
             self.link.loop.again(self)
-        self.bulk = bool(more)
-        return more is not None
+        return moved is not None
 
     def _pass_with_control(self, length: int, control: list[tuple[int, int, bytes]], flags: int) -> None:
         """A peek that told of more than bytes: fds, or the sender's credentials, or both."""

@@ -6,6 +6,7 @@ It ends by _exit (boot.py): what it was handed is closed by the kernel then, whi
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str], master: Master) -> int:
         master.wait_ready()
         cage = sandbox.enter()
         outlet.send(Hello(max(files - _SPARE_FILES, 2) // 2, ",".join(cage.names())))
+        gc.freeze()  # what is here by now stays: no collection looks at it again
         Loop(control, outlet, master, files).run()
     except (BrokenPipeError, ConnectionResetError):
         return 0

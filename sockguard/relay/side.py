@@ -22,8 +22,11 @@ if TYPE_CHECKING:
 CHUNK: Final = 64 * 1024
 """Bytes read at a time: one buffer for the whole process, and what one wake may do for one side."""
 
-BULK: Final = 256 * 1024
-"""Bytes moved at a time by splice(2), which copies none."""
+BULK: Final = 1024 * 1024
+"""Bytes moved at a time by splice(2), which copies none, and at most by one turn of a side."""
+
+_BULK_BUFFER: Final = 212_992
+"""SO_SNDBUF of a socket that bulk is sent to; the kernel doubles it, and cuts it to net.core.wmem_max (socket(7))."""
 
 READ_EVENTS: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
 _WRITE_EVENTS: Final = READ_EVENTS | select.EPOLLOUT
@@ -55,6 +58,7 @@ class Side:
     ending   the peer sends nothing more after what is queued (EPOLLRDHUP)
     gone     the peer can neither send nor receive any more (EPOLLHUP)
     broken   the peer closed with bytes unread (ECONNRESET)
+    spliced  much has come here
     drained  all that the peer sent was taken, and it can send nothing more: no descriptor waits here
     armed    epoll tells of room in this socket
     """
@@ -77,6 +81,7 @@ class Side:
         "reset_outcome",
         "sender",
         "sock",
+        "spliced",
     )
 
     other: Side
@@ -92,7 +97,7 @@ class Side:
         self.left: memoryview | None = None
         self.pipe: Pipe | None = None
         self.halted = 0
-        self.ending = self.gone = self.broken = self.drained = self.armed = False
+        self.ending = self.gone = self.broken = self.drained = self.armed = self.spliced = False
 
     def face(self, other: Side) -> None:
         """``other`` is where what is read here goes."""
@@ -114,7 +119,8 @@ class Side:
         if other.halted & WAITING and events & (select.EPOLLOUT | _GONE):
             other.halted &= ~WAITING
             other.pump()
-            if self.armed and not (other.halted & WAITING or self.closed):
+            # Where much comes it will wait again soon, and stays armed.
+            if self.armed and not (other.halted & WAITING or other.spliced or self.closed):
                 self.armed = False
                 self.link.loop.watch(self.fd, READ_EVENTS)
         if events & _READABLE and not self.closed:
@@ -195,43 +201,56 @@ class Side:
 
     # ── bulk ──
 
-    def splice(self, limit: int) -> bool | None:
-        """Move so many bytes at most without a copy, of which none may carry descriptors. True when there may be more;
-        False when it is dry; None when there is no pipe to be had.
+    def _prepare_for_bulk(self) -> None:
+        """Fewer, larger pieces: have ``other``'s socket hold more of what is spliced to it."""
+        if not self.spliced:
+            self.spliced = True
+            with contextlib.suppress(OSError):
+                self.other.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BULK_BUFFER)
+
+    def splice(self, limit: int) -> int | None:
+        """Move so many bytes at most without a copy, of which none may carry descriptors. Gives how many came from
+        here; fewer when it is dry, or when some wait in the pipe; None when there is no pipe to be had.
         """
         loop = self.link.loop
         pipe = loop.pipes.take()
         if pipe is None:
             return None
-        try:
-            moved = os.splice(self.fd, pipe.writing, limit, flags=_SPLICE)
-        except BlockingIOError:
-            loop.pipes.give_back(pipe)
-            if self.ending:
+        self._prepare_for_bulk()
+        left = limit
+        while left:
+            try:
+                moved = os.splice(self.fd, pipe.writing, left, flags=_SPLICE)
+            except BlockingIOError:
+                loop.pipes.give_back(pipe)
+                if self.ending:
+                    self.end_of_stream()
+                return limit - left
+            except ConnectionResetError:
+                loop.pipes.give_back(pipe)
+                self.was_reset()
+                return limit - left
+            except OSError:
+                loop.pipes.give_back(pipe)
+                return None
+            if not moved:
+                loop.pipes.give_back(pipe)
                 self.end_of_stream()
-            return False
-        except ConnectionResetError:
-            loop.pipes.give_back(pipe)
-            self.was_reset()
-            return True
-        except OSError:
-            loop.pipes.give_back(pipe)
-            return None
-        if not moved:
-            loop.pipes.give_back(pipe)
-            self.end_of_stream()
-            return False
-        pipe.held = moved
-        self._empty(pipe)
-        return True
+                return limit - left
+            left -= moved
+            pipe.held = moved
+            if not self._empty(pipe, kept=True):
+                return limit - left
+        loop.pipes.give_back(pipe)
+        return limit
 
-    def _empty(self, pipe: Pipe) -> bool:
-        """Send on what is in the pipe; true when all went."""
-        self.pipe = pipe
-        self.halted |= LEFT
+    def _empty(self, pipe: Pipe, *, kept: bool = False) -> bool:
+        """Send on what is in the pipe; true when all went. kept: the caller goes on with the empty pipe."""
         try:
             sent = os.splice(pipe.reading, self.other.fd, pipe.held, flags=_SPLICE)
         except OSError as error:
+            self.pipe = pipe
+            self.halted |= LEFT
             if error.errno == errno.EAGAIN:
                 self.wait_for_other()
             elif error.errno in FOR_NOW:
@@ -242,11 +261,14 @@ class Side:
         self.passed += sent
         pipe.held -= sent
         if pipe.held:
+            self.pipe = pipe
+            self.halted |= LEFT
             self.wait_for_other()
             return False
         self.pipe = None
         self.halted &= ~LEFT
-        self.link.loop.pipes.give_back(pipe)
+        if not kept:
+            self.link.loop.pipes.give_back(pipe)
         return True
 
     # ── ends ──

@@ -59,11 +59,12 @@ class TakingSide(Side):
             self.link.loop.again(self)
 
     def _pump_bulk(self) -> bool:
-        more = self.splice(BULK)
-        if more and not self.closed and self.pipe is None:
+        """False: it is better copied."""
+        moved = self.splice(BULK)
+        self.bulk = moved is not None and moved >= CHUNK // 2
+        if moved == BULK and not self.halted:
             self.link.loop.again(self)
-        self.bulk = bool(more)
-        return more is not None
+        return moved is not None
 
     def discard(self) -> None:
         while True:
