@@ -141,12 +141,12 @@ def test_ten_thousand_connections(tracer: Tracer) -> None:
         for number in (0, 9):  # what is opened on first use is open from here on
             batch(number)
         wait_until(lambda: all_told(2 * BATCH), "the first ones have ended", 30)
-        before = open_files(daemon)
+        before = {**open_files(daemon), -1: 0}  # some of what they passed may still be being closed
         for number in range(CONNECTIONS // BATCH):
             batch(number)
         wait_until(lambda: all_told(CONNECTIONS + 2 * BATCH), "all have ended", 60)
         tracer.finish()
-        assert open_files(daemon) == before
+        wait_until(lambda: open_files(daemon) == before, "as many files are open as before", 30)
         outcomes = {event["outcome"] for event in daemon.events("connection_closed")}
         assert {"closed", "client_reset", "backend_reset"} <= outcomes <= {"closed", "client_reset", "backend_reset"}
 

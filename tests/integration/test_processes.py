@@ -123,19 +123,32 @@ def processes(daemon: Daemon) -> Processes:
 
 @pytest.fixture(scope="module")
 def passing(separated: Separated) -> Iterator[Processes]:
-    """Its processes when each relay has had to pass a descriptor: there is a carrier of each."""
+    """Its processes when each relay has had to pass a descriptor, so that there is a carrier of each; and when control
+    has had to dispose of some, and what has done so has ended.
+    """
     with ExitStack() as held:
 
-        def pass_another() -> bool:
+        def passed(*, at_once: bool) -> Processes:
             client = held.enter_context(connect(separated.folder / "echo"))
-            client.send(b"ping")
-            assert client.recv(10) == b"ping"  # a relay has it: control need not dispose of what comes
+            if not at_once:  # a relay has it then, and it is no more control's to close
+                client.send(b"ping")
+                assert client.recv(10) == b"ping"
             socket.send_fds(client, [b"ping"], [0])
             assert client.recv(10) == b"ping"
-            found = processes(separated.daemon)
-            return sorted(found.carriers) == sorted(found.relays)
+            return processes(separated.daemon)
 
-        wait_until(pass_another, "each relay has a carrier")
+        def is_used() -> bool:
+            found = passed(at_once=False)
+            return {*found.relays} <= {*found.carriers}
+
+        def is_quiet() -> bool:
+            found = processes(separated.daemon)
+            return {*found.relays} == {*found.carriers}
+
+        for _ in range(10):
+            passed(at_once=True)
+        wait_until(is_used, "each relay has a carrier")
+        wait_until(is_quiet, "nothing is left of what has disposed of sockets")
         yield processes(separated.daemon)
 
 

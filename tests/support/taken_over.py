@@ -164,6 +164,10 @@ OTHERS: dict[str, Callable[[Hands], object]] = {
     "truncate_a_passed_file": lambda hands: os.ftruncate(hands.file, 1),
     "splice_into_a_passed_file": splice_into_a_file,
     "memfd": lambda _: os.memfd_create("code"),
+    # its ways to control: whatever takes the number of the pipe could be written to
+    "close_its_channel": lambda _: os.close(spawn.CHANNEL_FD),
+    "close_its_pipe": lambda _: os.close(spawn.OUTLET_FD),
+    "a_file_for_its_pipe": lambda hands: os.dup2(hands.file, spawn.OUTLET_FD),
     # sockets
     "socket": lambda _: socket.socket(socket.AF_UNIX),
     "socketpair": lambda _: socket.socketpair(),
@@ -212,7 +216,7 @@ def taken_over(hands: Hands, attempt: str) -> type:
 
     class Attacker:
         def __init__(self, control: socket.socket, outlet: Outlet, carriers: master.Master, files: int) -> None:
-            self._control = control
+            self._control = control.dup()
 
         def run(self) -> None:
             try:

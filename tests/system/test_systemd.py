@@ -191,12 +191,24 @@ def filters(machine: Container, pid: str) -> int:
     return int(found[1])
 
 
+def pids(machine: Container, name: str, users: str = "") -> list[str]:
+    """The processes of that name, of these users alone if any are named."""
+    of = ("-u", users) if users else ()
+    return machine.run("pgrep", "--exact", *of, name, check=False).stdout.split()
+
+
 def test_relays_are_in_their_cage_within_the_units(machine: Container) -> None:
-    """A relay adds its own filter to the unit's, and says what holds it: the unit forbids no part of the cage."""
+    """A relay adds its own filter to the unit's, and says what holds it: the unit forbids no part of the cage. So do
+    the processes that receive what clients pass, for each relay and for control.
+    """
     units = filters(machine, shown(machine, "MainPID"))
-    relays = machine.run("pgrep", "-u", "sockguard-relay").stdout.split()
+    relays = pids(machine, "sockguard-relay", "sockguard-relay")
     assert relays
-    assert all(filters(machine, pid) > units for pid in relays)
+    assert len(pids(machine, "sockguard-fds", "sockguard-relay")) >= len(relays)
+    assert pids(machine, "sockguard-fds", "sockguard")
+    served = pids(machine, "sockguard-fds", "sockguard,sockguard-relay")
+    assert pids(machine, "sockguard-fds") == served
+    assert all(filters(machine, pid) > units for pid in (*relays, *served))
     cages = [set(relay["cage"].split(",")) for relay in status(machine)["relays"]]
     assert len(cages) == len(relays)
     for cage in cages:
@@ -321,6 +333,8 @@ def test_stop_drains_and_the_socket_starts_it_again(machine: Container) -> None:
         held.sendall(b"two")
         assert held.recv(100) == b"two"
         assert shown(machine, "ActiveState") == "deactivating"
+        with socket.socket(socket.AF_UNIX) as sock, pytest.raises(ConnectionRefusedError):
+            sock.connect(str(machine.path("/run/unit.sock")))  # what it sent would be systemd's to close
     wait_until(lambda: shown(machine, "ActiveState") == "inactive", "the end of the drain")
     assert (shown(machine, "Result"), shown(machine, "ExecMainStatus")) == ("success", "0")
     assert wait_for_event(machine, "connection_closed", user="root")["outcome"] == "closed"
