@@ -83,7 +83,7 @@ class _Books:
 class Carrier:
     """One slot. Read by the event loop like a side of a connection."""
 
-    __slots__ = ("books", "frees", "order", "pool", "sock", "started", "until")
+    __slots__ = ("books", "frees", "order", "pool", "sock", "until")
 
     def __init__(self, pool: Carriers, sock: socket.socket) -> None:
         self.pool = pool
@@ -92,7 +92,6 @@ class Carrier:
         self.order: _Order | None = None  # given out and not reported
         self.frees = 0  # jobs given out, of which it has not said that they are over
         self.until = 0.0
-        self.started = False
 
     @property
     def link(self) -> Carrier:
@@ -386,6 +385,7 @@ class Carriers:
         except OSError:  # it has ended, or waits before ten jobs: these stay open as long as it lives
             return
         carrier.frees += 1
+        carrier.until = monotonic() + STUCK_SECONDS
 
     def lose(self, carrier: Carrier) -> None:
         """A carrier has ended."""

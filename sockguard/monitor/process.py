@@ -60,7 +60,7 @@ _SPAWNING: Final = frozenset({rights.CAP_SETUID, rights.CAP_SETGID})
 _USEFUL: Final = _SPAWNING | {rights.CAP_SYS_PTRACE, rights.CAP_CHOWN}
 _END_SECONDS: Final = 1.0
 _KILLED_SECONDS: Final = 0.5
-"""How long is waited at the end for a process, and how long once it is killed. Two seconds and a bit for them all."""
+"""How long is waited at the end: for control, and then for all relays; and again once they are killed."""
 
 
 def is_useful() -> bool:
