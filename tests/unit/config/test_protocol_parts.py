@@ -53,7 +53,7 @@ def test_all_mistakes_of_a_protocol_in_one_go(mistakes_of: Mistakes) -> None:
         'users = ["rot"]\n'
         "dbus = [\n"
         '  { membr = "M", destination = "org.a.A" },\n'
-        '  { destination = "org.a.A",\n    member = ["M",\n      "N.O"] },\n'
+        '  { destination = "org.a.A", member = [\n    "M",\n    "N.O"] },\n'
         "  7,\n"
         "]\n"
         "[[proxy.x.allow]]\n"
