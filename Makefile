@@ -3,6 +3,7 @@
 # make unit    the tests that need neither root nor services
 # make check   ruff, mypy, import-linter, unit tests: a minute or two
 # make fuzz    every parser of a peer's bytes, FUZZ_SECONDS (30) each; FUZZ="NAME ..." for some
+# make clean   removes what these make, also the Debian 13 that tests boot: the next one is of that day's packages
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -57,4 +58,4 @@ $(VENV)/.tested: $(VENV)/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) *.egg-info build dist
+	rm -rf $(VENV) .debian-13 *.egg-info build dist

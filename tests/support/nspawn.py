@@ -1,6 +1,6 @@
-"""A really booted systemd: systemd-nspawn over an overlay of this machine's own root.
+"""A really booted systemd: systemd-nspawn over an overlay of this machine's own root, or of another system's.
 
-What is changed in there is in a tmpfs and gone afterwards. Nothing of this machine's own units runs: the overlay's
+What is changed in there is in a tmpfs and gone afterwards. Nothing of that system's own units runs: the overlay's
 /etc/systemd/system is emptied. On a machine whose PID 1 is not systemd the container gets cgroups of its own by hand.
 """
 
@@ -17,9 +17,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from tests.support.daemon import REPO
 
@@ -61,31 +62,65 @@ class Container:
         file.write_text(text)
 
 
+def _nothing(_: Path) -> None:
+    pass
+
+
+def _install_checkout(root: Path) -> None:
+    """sockguard as the tests themselves run it: out of the checkout, by the Python of this process."""
+    program = root / "usr/bin/sockguard"
+    program.unlink(missing_ok=True)
+    program.write_text(f'#!/bin/sh\nPYTHONPATH={REPO} exec {sys.executable} -P -m sockguard "$@"\n')
+    program.chmod(0o755)
+
+
+@dataclass(frozen=True)
+class System:
+    """What a container is made of.
+
+    files        gives the root of its files, which are not written to
+    install      puts /usr/bin/sockguard into the overlay of them
+    environment  of systemd-nspawn
+    """
+
+    files: Callable[[], Path]
+    install: Callable[[Path], None]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+OWN: Final = System(lambda: Path("/"), _install_checkout)
+"""This machine's."""
+
+
 @contextlib.contextmanager
-def booted(prepare: Callable[[Path], None] = lambda _: None, target: str = "basic.target") -> Iterator[Container]:
+def booted(
+    prepare: Callable[[Path], None] = _nothing, target: str = "basic.target", system: System = OWN
+) -> Iterator[Container]:
     """A container that has reached ``target``, with sockguard and its units installed as a package would.
 
     prepare: called with the root of its files before it boots.
     """
+    files = system.files()
     folder = Path(tempfile.mkdtemp(prefix="sg-nspawn-"))
     try:
-        with _overlay(folder) as root, _own_cgroups(folder.name) as cgroups:
+        with _overlay(folder, files) as root, _own_cgroups(folder.name) as cgroups:
             _install(root)
+            system.install(root)
             prepare(root)
-            with _nspawn(root, folder, cgroups, target) as leader:
+            with _nspawn(root, folder, cgroups, target, system.environment) as leader:
                 yield Container(leader)
     finally:
         folder.rmdir()  # nothing recursive here: an overlay that could not be unmounted shows this machine's own files
 
 
 @contextlib.contextmanager
-def _overlay(folder: Path) -> Iterator[Path]:
+def _overlay(folder: Path, files: Path) -> Iterator[Path]:
     _run("mount", "-t", "tmpfs", "sg-nspawn", str(folder))
     try:
         for name in ("upper", "work", "root"):
             (folder / name).mkdir()
         root = folder / "root"
-        layers = f"lowerdir=/,upperdir={folder}/upper,workdir={folder}/work"
+        layers = f"lowerdir={files},upperdir={folder}/upper,workdir={folder}/work"
         _run("mount", "-t", "overlay", "overlay", "-o", layers, str(root))
         try:
             yield root
@@ -103,10 +138,6 @@ def _install(root: Path) -> None:
     (root / "etc/machine-id").write_text(os.urandom(16).hex() + "\n")  # this machine's own: a clash of journals
     for unit in ("sockguard.service", "sockguard-example.socket"):
         shutil.copy(REPO / "systemd" / unit, units)
-    program = root / "usr/bin/sockguard"
-    program.unlink(missing_ok=True)
-    program.write_text(f'#!/bin/sh\nPYTHONPATH={REPO} exec {sys.executable} -P -m sockguard "$@"\n')
-    program.chmod(0o755)
     _run("systemd-sysusers", f"--root={root}", str(REPO / "systemd/sockguard.sysusers"))
 
 
@@ -144,7 +175,9 @@ def _remove_cgroups(top: Path) -> None:
 
 
 @contextlib.contextmanager
-def _nspawn(root: Path, folder: Path, cgroups: list[Path], target: str) -> Iterator[int]:
+def _nspawn(
+    root: Path, folder: Path, cgroups: list[Path], target: str, environment: Mapping[str, str]
+) -> Iterator[int]:
     def enter() -> None:
         for cgroup in cgroups:
             (cgroup / "cgroup.procs").write_text("0")
@@ -164,7 +197,7 @@ def _nspawn(root: Path, folder: Path, cgroups: list[Path], target: str) -> Itera
             stdin=subprocess.DEVNULL,
             stdout=console,
             stderr=console,
-            env={**os.environ, "NOTIFY_SOCKET": str(folder / "notify")},
+            env={**os.environ, **environment, "NOTIFY_SOCKET": str(folder / "notify")},
             preexec_fn=enter,
             start_new_session=True,
         )

@@ -18,10 +18,10 @@ import pytest
 
 from sockguard.sandbox import PARTS, landlock
 from tests.support.clients import connect
-from tests.support.nspawn import Container, booted
+from tests.support.nspawn import Container, System, booted
 from tests.support.services import serving
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.timeout(func_only=True)]  # the first test of a system makes it
 
 CONFIG = "/etc/sockguard/sockguard.toml"
 GOOD = """
@@ -73,8 +73,8 @@ SECONDS = 60.0
 
 
 @pytest.fixture(scope="module")
-def machine() -> Iterator[Container]:
-    with booted() as container:
+def machine(system: System) -> Iterator[Container]:
+    with booted(system=system) as container:
         container.write("/etc/systemd/system/echo.socket", ECHO_SOCKET)
         container.write("/etc/systemd/system/echo@.service", ECHO_SERVICE)
         container.write("/etc/tmpfiles.d/echo.conf", "d /run/echo 0710 daemon sockguard\n")
