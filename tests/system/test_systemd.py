@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 
 from sockguard.sandbox import PARTS, landlock
 from tests.support.clients import connect
+from tests.support.lingering import lingering
 from tests.support.nspawn import Container, System, booted
 from tests.support.services import serving
 
@@ -70,6 +72,8 @@ ExecStart=/bin/cat
 StandardInput=socket
 """
 SECONDS = 60.0
+QUEUED = 1000
+"""Connections that are not all accepted before a stop is acted on."""
 
 
 @pytest.fixture(scope="module")
@@ -344,6 +348,25 @@ def test_stop_drains_and_the_socket_starts_it_again(machine: Container) -> None:
 
     assert ping(machine, "daemon", "UNIX-CONNECT:/run/example.sock") == "ping"
     assert shown(machine, "ActiveState") == "active"
+
+
+def test_stop_leaves_systemd_no_connection_to_close(machine: Container) -> None:
+    """A stop with connections that nobody has accepted yet; in one waits a descriptor whose close blocks. sockguard
+    ends them itself. In systemd's copy of the listener they would be systemd's to close, and the PID 1 of systemd 252
+    does nothing else meanwhile; that of 257 has a process of its own close what it kept.
+    """
+    control = pids(machine, "sockguard-ctl")
+    with lingering() as bombs, ExitStack() as socks:
+        machine.run("kill", "--signal", "STOP", *control)
+        for _ in range(QUEUED):
+            sock = socks.enter_context(connect(machine.path("/run/unit.sock")))
+        bombs.send(sock)
+        machine.run("systemctl", "stop", "--no-block", "sockguard.service")
+        machine.run("kill", "--signal", "CONT", *control)
+        wait_until(lambda: shown(machine, "ActiveState") == "inactive", "the end of the stop")
+        assert (shown(machine, "Result"), shown(machine, "NFileDescriptorStore")) == ("success", "0")
+        machine.run("systemctl", "start", "sockguard.service")
+        assert ping(machine, "daemon", "UNIX-CONNECT:/run/example.sock") == "ping"
 
 
 def test_bad_file_fails_the_start_once(machine: Container) -> None:
