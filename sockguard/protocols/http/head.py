@@ -31,11 +31,20 @@ _READ: Final = _PASSED_ON | {b"host", b"content-length", b"transfer-encoding", b
 _HOP_BY_HOP: Final = frozenset({b"keep-alive", b"te", b"trailer", b"upgrade", b"http2-settings"})  # RFC 9110, 7.6.1
 _OVERRIDES: Final = frozenset(
     {b"x-http-method-override", b"x-http-method", b"x-method-override", b"x-original-method"}
-    | {b"x-original-url", b"x-original-uri", b"x-rewrite-url", b"x-override-url"}
+    | {b"x-original-url", b"x-original-uri", b"x-rewrite-url", b"x-override-url", b"x-script-name", b"proxy"}
 )
-"""What some frameworks take for the method or the path instead of those that were judged."""
+"""What some frameworks take for the method or the path instead of those that were judged; and Proxy, which CGI makes a
+variable of that is a setting (HTTP_PROXY).
+"""
 
 _SPECIAL: Final = _READ | _HOP_BY_HOP | _OVERRIDES
+
+_ODD: Final = re.compile(rb"[^a-z0-9-]")
+"""What nginx takes for invalid in the name of a field, by default, and drops with the field (its manual:
+ignore_invalid_headers, underscores_in_headers); so does Apache. To CGI, WSGI and what is made like them "-" and "_" are
+one character, and to some servers any other one too (lighttpd): so such a name may be that of another field, or of a
+variable. gunicorn runs ``SCRIPT_NAME: /a`` as what remains of the path without "/a".
+"""
 
 # Upgrade = #protocol; protocol = protocol-name [ "/" protocol-version ], both of them tokens    (RFC 9110, 7.8)
 _PROTOCOL: Final = re.compile(TOKEN.pattern + rb"(?:/" + TOKEN.pattern + rb")?")
@@ -185,13 +194,14 @@ def _fields(block: bytes) -> tuple[_Special, _Lines]:
     special: _Special = {}
     lines = []
     for lower, name, value in fields:
-        # CGI and WSGI have one name for both spellings.
-        plain = lower.replace(b"_", b"-") if b"_" in lower else lower
-        if plain in _SPECIAL or plain.startswith(b"proxy-"):
-            if plain in _OVERRIDES:
+        if _ODD.search(lower) is not None:
+            plain = _ODD.sub(b"-", lower)
+            if plain in _SPECIAL and plain not in _OVERRIDES:
+                raise Refused(400, "the name of a field that is looked at, in another spelling")
+            continue
+        if lower in _SPECIAL or lower.startswith(b"proxy-"):
+            if lower in _OVERRIDES:
                 continue
-            if plain != lower:
-                raise Refused(400, "the name of a field that is looked at, with an underscore")
             special.setdefault(lower, []).append(value)
             if lower not in _PASSED_ON:
                 continue
