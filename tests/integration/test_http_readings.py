@@ -14,7 +14,7 @@ import pytest
 
 from tests.support import http_readers
 from tests.support.daemon import Daemon, running
-from tests.support.http_services import talk
+from tests.support.http_services import statuses, talk
 from tests.support.http_wire import get
 from tests.support.identities import open_folder
 from tests.support.servers import private_folder
@@ -61,3 +61,47 @@ def test_gunicorn_takes_a_field_for_the_path() -> None:
             for fields in ((name + b": /public",), (name + b":", name + b": /public")):
                 got = bed.talk(get(b"/public/admin/secret", *fields))
                 assert b"ran GET /public/admin/secret\n" in got
+
+
+SECRET = get(b"/secret", b"Connection: close")
+FRAMES = [
+    pytest.param((b"Content-Length: %d" % len(SECRET),), SECRET, id="length"),
+    pytest.param((b"Transfer-Encoding: chunked",), b"%x\r\n%s\r\n0\r\n\r\n" % (len(SECRET), SECRET), id="chunked"),
+]
+
+
+@pytest.mark.parametrize("method", [b"GET", b"HEAD", b"DELETE", b"OPTIONS", b"TRACE", b"PURGE", b"get"])
+@pytest.mark.parametrize(("fields", "body"), FRAMES)
+def test_http_server_leaves_a_body_unread(method: bytes, fields: tuple[bytes, ...], body: bytes) -> None:
+    """And runs it as its next request. The request is answered, its body is not run, and the client is told to send
+    the next one over a new connection, which is answered as well."""
+    rules = '[[proxy.http.allow]]\nusers = ["*"]\nhttp = ["* /public"]\n[[proxy.http.allow]]\nusers = [4499]\n'
+    with guarding(http_readers.http_server, rules) as bed:
+        request = get(b"/public", *fields, method=method) + body
+        if fields[0].startswith(b"Content"):
+            bed.direct(request, answers=2)
+            assert http_readers.ran(bed.private) == [f"{method.decode()} /public", "GET /secret"]
+        got = bed.talk(request + get(b"/public"))
+        assert statuses(got) == [200]
+        assert b"\r\nConnection: close\r\n" in got
+        assert statuses(bed.talk(get(b"/public"))) == [200]
+        assert http_readers.ran(bed.private)[-2:] == [f"{method.decode()} /public", "GET /public"]
+        assert http_readers.ran(bed.private).count("GET /secret") <= 1, "only past the guard"
+
+
+@pytest.mark.parametrize("method", [b"POST", b"PUT", b"PATCH", b"QUERY"])
+def test_a_connection_is_kept_behind_a_body_where_one_is_the_custom(method: bytes) -> None:
+    with guarding(http_readers.gunicorn, '[[proxy.http.allow]]\nusers = ["*"]\n') as bed:
+        request = get(b"/public", b"Content-Length: 3", method=method) + b"abc"
+        assert statuses(bed.talk(request + request, answers=2)) == [200, 200]
+
+
+def test_an_answer_arrives_though_nobody_reads_the_body() -> None:
+    """http.server answers, and ends the connection with five megabytes unread."""
+    with guarding(http_readers.http_server, '[[proxy.http.allow]]\nusers = ["*"]\n') as bed:
+        for fields in ((b"Content-Length: 5000000",), (b"Transfer-Encoding: chunked",)):
+            chunked = fields[0].startswith(b"Transfer")
+            body = b"4c4b40\r\n" * chunked + bytes(5_000_000) + b"\r\n0\r\n\r\n" * chunked
+            got = bed.talk(get(b"/public", *fields, method=b"DELETE") + body)
+            assert got.endswith(b"ran DELETE /public\n")
+            assert http_readers.ran(bed.private)[-1] == "DELETE /public"

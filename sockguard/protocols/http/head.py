@@ -39,6 +39,13 @@ variable of that is a setting (HTTP_PROXY).
 
 _SPECIAL: Final = _READ | _HOP_BY_HOP | _OVERRIDES
 
+_BODY_BY_CUSTOM: Final = frozenset(
+    {b"POST", b"PUT", b"PATCH", b"QUERY", b"PROPFIND", b"PROPPATCH", b"REPORT", b"SEARCH", b"LOCK"}
+)
+"""Methods whose definition gives a body its meaning (RFC 9110, 9.3; RFC 5789; RFC 4918, 3253, 5323). With any other a
+service may leave the body unread, and take it for its next request: http.server of Python does so with GET.
+"""
+
 _ODD: Final = re.compile(rb"[^a-z0-9-]")
 """What nginx takes for invalid in the name of a field, by default, and drops with the field (its manual:
 ignore_invalid_headers, underscores_in_headers); so does Apache. To CGI, WSGI and what is made like them "-" and "_" are
@@ -63,6 +70,7 @@ class RequestHead(NamedTuple):
     protocols of Upgrade, as they came
     settings  the value of HTTP2-Settings
     close     the client asks for the connection to end after the response, or has HTTP/1.0
+    last      no other request may follow it on the connection to the service, which may leave its body unread
     old       HTTP/1.0: it can read neither chunks nor interim responses (RFC 9110, 15.2)
     encoded   its body has a Content-Encoding: it is not what it seems to be
     expects   it may wait for 100 (Continue) before it sends the body (RFC 9110, 10.1.1)
@@ -78,6 +86,7 @@ class RequestHead(NamedTuple):
     protocols: tuple[bytes, ...]
     settings: bytes | None
     close: bool
+    last: bool
     old: bool
     encoded: bool
     expects: bool
@@ -98,7 +107,7 @@ class RequestHead(NamedTuple):
     def serialise(self, length: int | None) -> bytes:
         """Write the head as it is passed on, announcing a body of that length (or CHUNKED, or None)."""
         parts = [b"%s %s HTTP/1.1\r\nHost: %s\r\n%s" % (self.method, self.target, self.host, self.lines)]
-        options = [b"close"] if self.close else []
+        options = [b"close"] if self.close or self.last else []
         if self.protocols:
             parts.append(b"Upgrade: %s\r\n" % b", ".join(self.protocols))
             options.append(b"Upgrade")
@@ -173,6 +182,7 @@ def read_request(head: bytes, known: Known[Fields] | None = None) -> RequestHead
         protocols,
         settings,
         close,
+        bool(length) and method not in _BODY_BY_CUSTOM,
         old,
         encoded,
         expects,

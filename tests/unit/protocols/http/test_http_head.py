@@ -212,6 +212,25 @@ def test_other_fields_go_on_as_they_came() -> None:
     assert read_request(get("/a", *fields)).serialise(None) == get("/a", *fields)
 
 
+@pytest.mark.parametrize(
+    ("method", "fields", "last"),
+    [
+        *((method, ["Content-Length: 1"], True) for method in ("GET", "HEAD", "DELETE", "OPTIONS", "X", "get", "post")),
+        *((method, ["Content-Length: 1"], False) for method in ("POST", "PUT", "PATCH", "PROPFIND")),
+        ("GET", ["Transfer-Encoding: chunked"], True),
+        ("POST", ["Transfer-Encoding: chunked"], False),
+        ("GET", ["Content-Length: 0"], False),
+        ("GET", [], False),
+    ],
+)
+def test_nothing_follows_a_body_that_is_not_the_custom(method: str, fields: list[str], last: bool) -> None:
+    """A service may leave it unread, and take it for the next request: it is told that none comes."""
+    head = read_request(get("/a", *fields, method=method))
+    assert head.last is last
+    assert not head.close
+    assert (b"\r\nConnection: close\r\n" in head.serialise(head.length)) is last
+
+
 FIELD = st.one_of(
     st.sampled_from(
         [
