@@ -105,3 +105,50 @@ def test_an_answer_arrives_though_nobody_reads_the_body() -> None:
             got = bed.talk(get(b"/public", *fields, method=b"DELETE") + body)
             assert got.endswith(b"ran DELETE /public\n")
             assert http_readers.ran(bed.private)[-1] == "DELETE /public"
+
+
+ANYTHING = '[[proxy.http.allow]]\nusers = ["*"]\n[[proxy.http.deny]]\nusers = ["*"]\nhttp = '
+
+
+@dataclass(frozen=True, slots=True)
+class Spelling:
+    """A service, a request line, and what the service runs of it; the rules deny that."""
+
+    serve: str
+    method: bytes
+    target: bytes
+    ran: bytes
+    deny: str = "GET /admin"
+
+
+SPELLINGS = [
+    Spelling("werkzeug", b"delete", b"/public", b"ran DELETE /public\n", "DELETE /{any...}"),
+    Spelling("werkzeug", b"Delete", b"/admin", b"ran DELETE /admin\n", "DELETE /admin"),
+    Spelling("werkzeug", b"get", b"/admin", b"ran GET /admin\n"),
+    Spelling("node", b"GET", b"/ADMIN", b"ran GET /admin\n"),
+    Spelling("node", b"GET", b"/admin/", b"ran GET /admin\n"),
+    Spelling("node", b"GET", b"/Admin/?x", b"ran GET /admin\n"),
+    Spelling("http_server", b"GET", b"/admin;x", b"ran GET /admin\n"),
+]
+
+
+@pytest.mark.parametrize("one", SPELLINGS, ids=lambda one: f"{one.serve} {one.method.decode()} {one.target.decode()}")
+def test_a_deny_is_not_passed_by_another_spelling(one: Spelling) -> None:
+    """Of a method or path that the service takes for the one that is denied."""
+    with guarding(getattr(http_readers, one.serve), f'{ANYTHING}["{one.deny}"]\n') as bed:
+        request = get(one.target, b"Connection: close", method=one.method)
+        assert one.ran in bed.direct(request)
+        assert statuses(bed.talk(request)) == [403]
+        bed.daemon.wait_for("request_denied")
+        assert statuses(bed.talk(get(b"/public"))) == [200]
+
+
+@pytest.mark.parametrize("target", [b"/public/;x/admin", b"/public/x%3Fy/admin", b"/public/%252e%252e/admin"])
+def test_an_allow_holds_for_what_the_service_runs(target: bytes) -> None:
+    """Names in a path do not take in what to a service is the end of it, or a way out."""
+    with guarding(
+        http_readers.http_server, '[[proxy.http.allow]]\nusers = ["*"]\nhttp = ["GET /public/{n}/admin"]\n'
+    ) as bed:
+        assert statuses(bed.direct(get(target, b"Connection: close"))) == [200]
+        assert statuses(bed.talk(get(target))) == [403]
+        assert statuses(bed.talk(get(b"/public/x/admin"))) == [200]

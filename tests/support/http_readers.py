@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 _HERE = Path(__file__)
 
@@ -27,14 +28,16 @@ def wsgi(environ: dict[str, Any], start_response: Callable[[str, list[tuple[str,
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers GET and DELETE without a look at the body, as handlers in the documentation of http.server do."""
+    """Answers GET and DELETE without a look at the body, and goes by the path that urlparse finds, as handlers commonly
+    do.
+    """
 
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
         with Path(self.server.server_address + ".ran").open("a") as ran:  # type: ignore[operator]
             ran.write(f"{self.command} {self.path}\n")
-        text = f"ran {self.command} {self.path}\n".encode()
+        text = f"ran {self.command} {urlparse(self.path).path}\n".encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
