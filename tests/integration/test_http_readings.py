@@ -152,3 +152,35 @@ def test_an_allow_holds_for_what_the_service_runs(target: bytes) -> None:
         assert statuses(bed.direct(get(target, b"Connection: close"))) == [200]
         assert statuses(bed.talk(get(target))) == [403]
         assert statuses(bed.talk(get(b"/public/x/admin"))) == [200]
+
+
+def test_nginx_takes_a_second_path_from_a_field() -> None:
+    """COPY and MOVE of WebDAV write where Destination says: that is judged like the path of the request."""
+    rules = (
+        '[[proxy.http.allow]]\nusers = ["*"]\nhttp = ["COPY,MOVE,GET /public/{p...}", "GET /secret/{p...}"]\n'
+        '[[proxy.http.deny]]\nusers = ["*"]\nhttp = ["* /public/no"]\n'
+    )
+    with guarding(http_readers.nginx_dav, rules) as bed:
+
+        def copied(to: bytes, method: bytes = b"COPY") -> int:
+            fields = (b"Destination: " + to,)
+            return statuses(bed.talk(get(b"/public/a", *fields, method=method)))[0]
+
+        copy = get(b"/public/a", b"Destination: /secret/direct", b"Connection: close", method=b"COPY")
+        assert statuses(bed.direct(copy)) == [204]
+        assert statuses(bed.direct(get(b"/secret/direct", b"Connection: close"))) == [200]
+        for to in (
+            b"/secret/b",
+            b"http://x/secret/b",
+            b"/public/no",
+            b"http://x/public/NO",
+            b"/public/%6eo",
+            b"https://x/secret/b",
+        ):
+            assert copied(to) == 403
+        for to in (b"/public/../secret/b", b"//secret/b", b"/public/%2e%2e/secret/b", b"ftp://x/b", b"b", b"/a b", b""):
+            assert copied(to) == 400
+        assert statuses(bed.talk(get(b"/secret/b"))) == [404]
+        for to in (b"/public/b", b"http://x/public/c"):
+            assert copied(to) == 204
+            assert statuses(bed.talk(get(to.removeprefix(b"http://x")))) == [200]

@@ -109,6 +109,21 @@ def node(path: Path) -> contextlib.AbstractContextManager[object]:
     return _serve(path, program, "-e", _NODE, str(path))
 
 
+def nginx_dav(path: Path) -> contextlib.AbstractContextManager[object]:
+    """nginx with WebDAV's COPY and MOVE on a folder beside its socket, with public/a in it."""
+    folder = path.parent
+    for name in ("public", "secret"):
+        (folder / "www" / name).mkdir(parents=True)
+    (folder / "www" / "public" / "a").write_text("a\n")
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    temporary = "".join(f"{kind}_temp_path {folder}/{kind};" for kind in kinds)
+    (folder / "nginx.conf").write_text(
+        f"user root; daemon off; pid {folder}/pid; events {{}} http {{ access_log off; {temporary}"
+        f" server {{ listen unix:{path}; root {folder}/www; dav_methods COPY MOVE; }} }}"
+    )
+    return _serve(path, "nginx", "-e", "stderr", "-c", f"{folder}/nginx.conf")
+
+
 def _serve(path: Path, *command: str) -> contextlib.AbstractContextManager[object]:
     from tests.support.servers import serving_process  # not where this runs as a program
 

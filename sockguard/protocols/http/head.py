@@ -26,7 +26,7 @@ from sockguard.protocols.http.target import read_target
 CHUNKED: Final = -1
 """As a length: the body comes in chunks (RFC 9112, 7.1)."""
 
-_PASSED_ON: Final = frozenset({b"content-type", b"content-encoding"})
+_PASSED_ON: Final = frozenset({b"content-type", b"content-encoding", b"destination"})
 _READ: Final = _PASSED_ON | {b"host", b"content-length", b"transfer-encoding", b"expect", b"connection"}
 _HOP_BY_HOP: Final = frozenset({b"keep-alive", b"te", b"trailer", b"upgrade", b"http2-settings"})  # RFC 9110, 7.6.1
 _OVERRIDES: Final = frozenset(
@@ -45,6 +45,10 @@ _BODY_BY_CUSTOM: Final = frozenset(
 """Methods whose definition gives a body its meaning (RFC 9110, 9.3; RFC 5789; RFC 4918, 3253, 5323). With any other a
 service may leave the body unread, and take it for its next request: http.server of Python does so with GET.
 """
+
+_TWO_PATHS: Final = frozenset({b"COPY", b"MOVE"})
+"""Methods that write where Destination says (RFC 4918, 9.8, 9.9, 10.3): an allow has to hold there, too."""
+_VISIBLE: Final = re.compile(rb"[!-~]+")
 
 _ODD: Final = re.compile(rb"[^a-z0-9-]")
 """What nginx takes for invalid in the name of a field, by default, and drops with the field (its manual:
@@ -127,6 +131,7 @@ class Fields(NamedTuple):
 
     host      of Host
     upgrade   protocols, lower case
+    to        values of Destination
     """
 
     host: bytes
@@ -140,6 +145,7 @@ class Fields(NamedTuple):
     expects: bool
     private: bool
     content_type: str | None
+    to: tuple[bytes, ...]
 
 
 def read_request(head: bytes, known: Known[Fields] | None = None) -> RequestHead:
@@ -169,7 +175,9 @@ def read_request(head: bytes, known: Known[Fields] | None = None) -> RequestHead
         fields = _meaning(*new, old=old, private=has_credentials(lined))
         if known is not None and not old:
             known.keep(key, fields, private=fields.private)
-    host, lines, announced, protocols, upgrade, settings, close, encoded, expects, private, content_type = fields
+    host, lines, announced, protocols, upgrade, settings, close, encoded, expects, private, content_type, to = fields
+    if to and method.upper() in _TWO_PATHS:
+        paths = (*paths, *_destination(to))
     if length is None:
         length = announced
     return RequestHead(
@@ -238,7 +246,16 @@ def _meaning(special: _Special, lines: _Lines, *, old: bool, private: bool) -> F
         _expects(special) and not old,
         private,
         types[0].decode("latin-1") if types else None,
+        tuple(special.get(b"destination", ())),
     )
+
+
+def _destination(values: tuple[bytes, ...]) -> tuple[str, ...]:
+    """Read the second path of a request that has two: in the forms of the first, and of https as well."""
+    if len(values) > 1 or _VISIBLE.fullmatch(values[0]) is None:
+        raise Refused(400, "a bad Destination, or more than one")
+    value = values[0]
+    return read_target(b"http" + value[5:] if value[:6].lower() == b"https:" else value).paths
 
 
 def _connection(special: _Special, lines: _Lines) -> list[bytes]:

@@ -173,9 +173,9 @@ class HttpRules:
         paths: Collection[str] = request.paths
         if self._strip:
             paths = {behind for path in paths for behind in _behind_versions(path)}
-        methods = frozenset(
-            same for method in (request.method, *other_methods(request.query)) for same in same_methods(method)
-        )
+        methods = same_methods(request.method)
+        if request.query:
+            methods = methods.union(*map(same_methods, other_methods(request.query)))
         found = [entry for path in paths for entry in self._folded_denies.find_folded(methods, path)]
         if any("%" in path for path in paths):  # a glob may mean the escapes themselves
             found += [entry for path in paths for entry in self._denies.find(methods, path)]

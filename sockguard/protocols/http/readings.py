@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import Final
 from urllib.parse import quote, unquote
 
@@ -20,7 +21,7 @@ _SAFE: Final = "/!$&'()*+,;=:@~"  # besides letters, digits, "_", "." and "-": w
 _ROUNDS: Final = 2
 """How many times more than once a path is decoded: a server and a framework behind it may each do so."""
 
-_OVERRIDE: Final = "_method"
+_OVERRIDES: Final = frozenset({"_method", "x-http-method-override"})
 _KEPT: Final = re.compile(r"%(?=2F|2A|3F|25)")
 """Escapes that folding leaves alone: of "/", so that a segment stays one; of "*" and "?", which globs have; of "%"."""
 
@@ -69,21 +70,23 @@ def _normal(path: str) -> str:
 def other_methods(query: Iterable[tuple[str, str | None]]) -> tuple[str, ...]:
     """Say by which methods a request may be run instead of its own: those that the key ``_method`` of its query names.
 
-    So WordPress, Symfony and Express's method-override have it. PHP has "." and " " for "_", too.
+    So WordPress, Symfony, Jersey and Express's method-override have it; others look there for what they also take from
+    a field. PHP has "." and " " for "_", too.
     """
     return tuple(
         dict.fromkeys(
             value.strip().upper()
             for key, value in query
-            if value and key.lstrip().replace(".", "_").replace(" ", "_").partition("[")[0] == _OVERRIDE
+            if value and key.strip().lower().replace(".", "_").replace(" ", "_").partition("[")[0] in _OVERRIDES
         )
     )
 
 
-def same_methods(method: str) -> tuple[str, ...]:
+@lru_cache(64)
+def same_methods(method: str) -> frozenset[str]:
     """Say for which methods a method may be taken: in upper case (werkzeug, Django), and HEAD for GET (all do)."""
     upper = method.upper()
-    return tuple(dict.fromkeys((method, upper, "GET" if upper == "HEAD" else upper)))
+    return frozenset((method, upper, "GET" if upper == "HEAD" else upper))
 
 
 def fold(text: str) -> str:

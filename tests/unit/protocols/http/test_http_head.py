@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sockguard.protocols.http.head import CHUNKED, read_request
+from sockguard.protocols.http.head import CHUNKED, Fields, read_request
+from sockguard.protocols.http.known import Known
 from sockguard.protocols.http.responses import Refused
 from tests.unit.protocols.http import oracle
 from tests.unit.protocols.http.exchanges import get
@@ -229,6 +230,20 @@ def test_nothing_follows_a_body_that_is_not_the_custom(method: str, fields: list
     assert head.last is last
     assert not head.close
     assert (b"\r\nConnection: close\r\n" in head.serialise(head.length)) is last
+
+
+@pytest.mark.parametrize("method", ["COPY", "MOVE", "move"])
+def test_a_destination_is_judged_as_well(method: str) -> None:
+    for to in ("/b%2fc", "http://h/b%2fc", "HTTPS://h:1/b%2fc?x"):
+        head = read_request(get("/a", f"Destination: {to}", method=method), known := Known[Fields]())
+        assert head.request.paths == ("/a", "/b%2Fc", "/b/c")
+        assert f"\r\nDestination: {to}\r\n".encode() in head.serialise(None), "as it came"
+        assert read_request(get("/a", f"Destination: {to}", method=method), known) == head
+        assert read_request(get("/a", f"Destination: {to}", method="PUT"), known).request.paths == ("/a",)
+    for fields in (["Destination: /a/../b"], ["Destination: /a", "Destination: /b"], ["Destination:"],
+                   ["Destination: /a b"], ["Destination: \xe4"], ["Destination: b"]):  # fmt: skip
+        assert refusal(get("/a", *fields, method=method)) == 400
+        assert refusal(get("/a", *fields, method="PUT")) == 0
 
 
 FIELD = st.one_of(

@@ -22,7 +22,7 @@ ADMIN = [
     "GET /admin.json", "GET /admin.", "GET /Admin.a.b", "GET /admin.json/", "GET /admin.json;x",
     "GET /%EF%BD%81dmin", "GET /adm%C4%B0n", "GET /adm%C4%B1n", "GET /%C2%AAdmin", "GET /admin%C2%A0",
     "GET /admin%EF%BC%8F", "POST /admin?_method=GET", "POST /x?_method=get", "POST /admin?a&.method=get",
-    "POST /admin?%20_method=HEAD",
+    "POST /admin?%20_method=HEAD", "POST /admin?X-HTTP-Method-Override=GET",
 ]  # fmt: skip
 NOT_ADMIN = ["GET /administrator", "GET /x", "POST /admin", "GET /admin/x", "GET /x/admin", "GET /adm", "GET /",
              "GET /.admin", "GET /admin-x", "GET /admin%2Dx", "POST /x?method=GET", "POST /x?a=_method"]  # fmt: skip
