@@ -66,6 +66,12 @@ def test_values_in_a_deny_are_folded_as_well(path: str, value: str) -> None:
         assert allowed(compiled(allow(), deny(entry)), "GET /a/db/secret")
 
 
+@pytest.mark.parametrize("value", ["a???b", "a%20b", "a?b", "A%20B"])
+def test_globs_in_a_deny_may_mean_an_escape_or_what_it_stands_for(value: str) -> None:
+    entry = {"methods": ["GET"], "path": "/{id}", "params": {"id": [value]}}
+    assert not allowed(compiled(allow(), deny(entry)), "GET /a%20b")
+
+
 def test_a_suffix_counts_for_a_segment_that_stands_for_itself_only() -> None:
     """A name with a dot, such as that of a task of a swarm, is no other thing with a suffix."""
     judge = compiled(allow(), deny({"methods": ["GET"], "path": "/c/{id}", "params": {"id": ["web"]}}, "GET /v/info"))
