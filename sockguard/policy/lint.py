@@ -70,7 +70,7 @@ def rule_findings(
             found += _shadowed(subjects[i], rule, before, after)
             if rule.action is Action.DENY:
                 found += _weak_deny(subjects[i], rule, [*before, *after])
-            found += _of_its_requests(subjects[i], rule, protocol, options)
+            found += _of_its_requests(subjects[i], rule, [*before, *after], protocol, options)
     return found
 
 
@@ -137,11 +137,15 @@ def _weak_deny(subject: str, deny: Rule, others: Sequence[Rule]) -> Iterator[Fin
             return
 
 
-def _of_its_requests(subject: str, rule: Rule, protocol: str, options: Mapping[str, Json]) -> Iterator[Finding]:
+def _of_its_requests(
+    subject: str, rule: Rule, others: Sequence[Rule], protocol: str, options: Mapping[str, Json]
+) -> Iterator[Finding]:
     """What the protocol finds odd about the requests that the rule names."""
     warnings = getattr(rules_of(protocol), "warnings", None) if protocol in PROTOCOLS else None  # not every protocol's
     if warnings is not None:
-        for text, remedy in warnings(rule.what, options, deny=rule.action is Action.DENY):
+        deny = rule.action is Action.DENY
+        allows = [(one.name, one.what) for one in others if deny and one.action is Action.ALLOW and _meet(rule, one)]
+        for text, remedy in warnings(rule.what, options, deny=deny, allows=allows):
             yield Finding("warning", subject, text, remedy)
 
 
@@ -190,6 +194,11 @@ def _possible(alternative: Alternative) -> bool:
     if _asks(alternative, "users") and not _uids(alternative):
         return False
     return all(who.groups is None or who.groups - {OVERFLOW_ID} for who in alternative)
+
+
+def _meet(one: Rule, other: Rule) -> bool:
+    """Whether some peer may match both."""
+    return any(_possible(a + b) for a in _alternatives(one) for b in _alternatives(other))
 
 
 def _covers(outer: Rule, inner: Rule) -> bool:

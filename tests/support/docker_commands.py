@@ -140,6 +140,7 @@ COMMANDS: tuple[Command, ...] = (
     _c("run --rm --network none --volume /:/host bb:1 true"),
     _c("run --rm --network none --cap-add SYS_ADMIN bb:1 true"),
     _c("run --rm --network none --pid host bb:1 true"),
+    _c("create --name made --network none --log-driver passthrough bb:1 true", after=_RM),
     _c(_MAKE, _CI, after=_RM),
     _c("start made", _CI, before=_MAKE, after=_RM),
     _c("stop --time 0 made", _CI, before=_START, after=_RM),

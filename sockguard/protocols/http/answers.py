@@ -205,7 +205,7 @@ class Answers:
         # Bytes behind a request for another protocol may be of that protocol: they are no request.
         ahead = bool(request.protocols) and (self._client.uploading or self._client.pending > 0)
         self._refused = raw or bool(request.protocols)
-        self._close = request.close or head.close or ahead
+        self._close = request.close or request.last or head.close or ahead
         if self._close:  # as with every request of HTTP/1.0
             wire = head.serialise(close=self._close, dechunked=request.old)
         if len(rest) == length:

@@ -26,16 +26,36 @@ from sockguard.protocols.http.target import read_target
 CHUNKED: Final = -1
 """As a length: the body comes in chunks (RFC 9112, 7.1)."""
 
-_PASSED_ON: Final = frozenset({b"content-type", b"content-encoding"})
+_PASSED_ON: Final = frozenset({b"content-type", b"content-encoding", b"destination"})
 _READ: Final = _PASSED_ON | {b"host", b"content-length", b"transfer-encoding", b"expect", b"connection"}
 _HOP_BY_HOP: Final = frozenset({b"keep-alive", b"te", b"trailer", b"upgrade", b"http2-settings"})  # RFC 9110, 7.6.1
 _OVERRIDES: Final = frozenset(
     {b"x-http-method-override", b"x-http-method", b"x-method-override", b"x-original-method"}
-    | {b"x-original-url", b"x-original-uri", b"x-rewrite-url", b"x-override-url"}
+    | {b"x-original-url", b"x-original-uri", b"x-rewrite-url", b"x-override-url", b"x-script-name", b"proxy"}
 )
-"""What some frameworks take for the method or the path instead of those that were judged."""
+"""What some frameworks take for the method or the path instead of those that were judged; and Proxy, which CGI makes a
+variable of that is a setting (HTTP_PROXY).
+"""
 
 _SPECIAL: Final = _READ | _HOP_BY_HOP | _OVERRIDES
+
+_BODY_BY_CUSTOM: Final = frozenset(
+    {b"POST", b"PUT", b"PATCH", b"QUERY", b"PROPFIND", b"PROPPATCH", b"REPORT", b"SEARCH", b"LOCK"}
+)
+"""Methods whose definition gives a body its meaning (RFC 9110, 9.3; RFC 5789; RFC 4918, 3253, 5323). With any other a
+service may leave the body unread, and take it for its next request: http.server of Python does so with GET.
+"""
+
+_TWO_PATHS: Final = frozenset({b"COPY", b"MOVE"})
+"""Methods that write where Destination says (RFC 4918, 9.8, 9.9, 10.3): an allow has to hold there, too."""
+_VISIBLE: Final = re.compile(rb"[!-~]+")
+
+_ODD: Final = re.compile(rb"[^a-z0-9-]")
+"""What nginx takes for invalid in the name of a field, by default, and drops with the field (its manual:
+ignore_invalid_headers, underscores_in_headers); so does Apache. To CGI, WSGI and what is made like them "-" and "_" are
+one character, and to some servers any other one too (lighttpd): so such a name may be that of another field, or of a
+variable. gunicorn runs ``SCRIPT_NAME: /a`` as what remains of the path without "/a".
+"""
 
 # Upgrade = #protocol; protocol = protocol-name [ "/" protocol-version ], both of them tokens    (RFC 9110, 7.8)
 _PROTOCOL: Final = re.compile(TOKEN.pattern + rb"(?:/" + TOKEN.pattern + rb")?")
@@ -54,6 +74,7 @@ class RequestHead(NamedTuple):
     protocols of Upgrade, as they came
     settings  the value of HTTP2-Settings
     close     the client asks for the connection to end after the response, or has HTTP/1.0
+    last      no other request may follow it on the connection to the service, which may leave its body unread
     old       HTTP/1.0: it can read neither chunks nor interim responses (RFC 9110, 15.2)
     encoded   its body has a Content-Encoding: it is not what it seems to be
     expects   it may wait for 100 (Continue) before it sends the body (RFC 9110, 10.1.1)
@@ -69,6 +90,7 @@ class RequestHead(NamedTuple):
     protocols: tuple[bytes, ...]
     settings: bytes | None
     close: bool
+    last: bool
     old: bool
     encoded: bool
     expects: bool
@@ -89,7 +111,7 @@ class RequestHead(NamedTuple):
     def serialise(self, length: int | None) -> bytes:
         """Write the head as it is passed on, announcing a body of that length (or CHUNKED, or None)."""
         parts = [b"%s %s HTTP/1.1\r\nHost: %s\r\n%s" % (self.method, self.target, self.host, self.lines)]
-        options = [b"close"] if self.close else []
+        options = [b"close"] if self.close or self.last else []
         if self.protocols:
             parts.append(b"Upgrade: %s\r\n" % b", ".join(self.protocols))
             options.append(b"Upgrade")
@@ -109,6 +131,7 @@ class Fields(NamedTuple):
 
     host      of Host
     upgrade   protocols, lower case
+    to        values of Destination
     """
 
     host: bytes
@@ -122,6 +145,7 @@ class Fields(NamedTuple):
     expects: bool
     private: bool
     content_type: str | None
+    to: tuple[bytes, ...]
 
 
 def read_request(head: bytes, known: Known[Fields] | None = None) -> RequestHead:
@@ -151,7 +175,9 @@ def read_request(head: bytes, known: Known[Fields] | None = None) -> RequestHead
         fields = _meaning(*new, old=old, private=has_credentials(lined))
         if known is not None and not old:
             known.keep(key, fields, private=fields.private)
-    host, lines, announced, protocols, upgrade, settings, close, encoded, expects, private, content_type = fields
+    host, lines, announced, protocols, upgrade, settings, close, encoded, expects, private, content_type, to = fields
+    if to and method.upper() in _TWO_PATHS:
+        paths = (*paths, *_destination(to))
     if length is None:
         length = announced
     return RequestHead(
@@ -164,6 +190,7 @@ def read_request(head: bytes, known: Known[Fields] | None = None) -> RequestHead
         protocols,
         settings,
         close,
+        bool(length) and method not in _BODY_BY_CUSTOM,
         old,
         encoded,
         expects,
@@ -185,13 +212,14 @@ def _fields(block: bytes) -> tuple[_Special, _Lines]:
     special: _Special = {}
     lines = []
     for lower, name, value in fields:
-        # CGI and WSGI have one name for both spellings.
-        plain = lower.replace(b"_", b"-") if b"_" in lower else lower
-        if plain in _SPECIAL or plain.startswith(b"proxy-"):
-            if plain in _OVERRIDES:
+        if _ODD.search(lower) is not None:
+            plain = _ODD.sub(b"-", lower)
+            if plain in _SPECIAL and plain not in _OVERRIDES:
+                raise Refused(400, "the name of a field that is looked at, in another spelling")
+            continue
+        if lower in _SPECIAL or lower.startswith(b"proxy-"):
+            if lower in _OVERRIDES:
                 continue
-            if plain != lower:
-                raise Refused(400, "the name of a field that is looked at, with an underscore")
             special.setdefault(lower, []).append(value)
             if lower not in _PASSED_ON:
                 continue
@@ -218,7 +246,16 @@ def _meaning(special: _Special, lines: _Lines, *, old: bool, private: bool) -> F
         _expects(special) and not old,
         private,
         types[0].decode("latin-1") if types else None,
+        tuple(special.get(b"destination", ())),
     )
+
+
+def _destination(values: tuple[bytes, ...]) -> tuple[str, ...]:
+    """Read the second path of a request that has two: in the forms of the first, and of https as well."""
+    if len(values) > 1 or _VISIBLE.fullmatch(values[0]) is None:
+        raise Refused(400, "a bad Destination, or more than one")
+    value = values[0]
+    return read_target(b"http" + value[5:] if value[:6].lower() == b"https:" else value).paths
 
 
 def _connection(special: _Special, lines: _Lines) -> list[bytes]:

@@ -4,9 +4,11 @@
     /HostConfig/Privileged=true       must not be this JSON value: true, false, null, a number, "text", [] or {}
     /HostConfig/NetworkMode=host      must not be this text; * and ? as in globs, across "/" too
     /HostConfig/Mounts/*/Type=bind    * alone: every element of an array, every member of an object
+    /EndpointsConfig/host=*           must not be there, with whatever value
 
 The part before the first "=" is a JSON Pointer (RFC 6901). Not set are: no such member, null, false, 0, "", [] and {},
-since clients written in Go send every member; where a service tells [] from null, a second condition says ``=[]``.
+since clients written in Go send every member; where a service tells [] from null, a second condition says ``=[]``, and
+where it goes by the keys of a map, so that ``{"host": {}}`` asks for as much as any value, the condition says ``=*``.
 Without "=" is the safer form: services differ in what they take for true.
 
 Services differ more in how they read JSON than in what they do with it, so a body that two readers could understand
@@ -152,7 +154,7 @@ def read_condition(text: str) -> Condition:
         raise Bad("'-' is the element after the last, which no body has; '*' is every element")
     if not all(way):
         raise Bad("has an empty key")
-    return Condition(text, way, _is_value(value) if equals else _is_set)
+    return Condition(text, way, _is_there if value == "*" else _is_value(value) if equals else _is_set)
 
 
 def is_json(content_type: str | None) -> bool:
@@ -203,6 +205,10 @@ def _depth(raw: bytes) -> int:
 
 def _is_set(value: object) -> bool:
     return not (value in _UNSET or (isinstance(value, bool | int | float) and value == 0))
+
+
+def _is_there(value: object) -> bool:
+    return True
 
 
 def _is_value(text: str) -> Callable[[object], bool]:

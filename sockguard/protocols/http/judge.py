@@ -1,7 +1,9 @@
 """What judges HTTP requests: a peer's reduced rules, indexed by path. Pure.
 
-- Every reading of the path must be allowed, each by some allow; a deny matches if any reading does.
-- A deny is about its methods and paths only, so it matches with any query, body and Upgrade.
+- Every reading of the path must be allowed, each by some allow; a deny matches if any reading does. So with the method,
+  where the query names another one to run the request by.
+- A deny is about its methods and paths only, so it matches with any query, body and Upgrade. It also matches what known
+  services take for the same (readings.py): another case, a slash or a suffix at the end, a method in lower case, HEAD.
 - An allow without ``upgrade`` lets no request through that asks for one. ``upgrade`` is a permission beside the path's:
   such an allow lets the request through without Upgrade too (it is then a plain request, which is less), and with it
   if every protocol asked for is named, since the service picks among them.
@@ -17,14 +19,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Final, TypeAlias, cast
 
 from sockguard.protocols.base import Json, RequestRule, RequestVerdict
 from sockguard.protocols.http import json_body
 from sockguard.protocols.http.known import Known
 from sockguard.protocols.http.patterns import Index, Name, Segment, is_glob, parse_path, value_matcher
+from sockguard.protocols.http.readings import fold, fold_path, other_methods, same_methods, stems
 from sockguard.protocols.http.request import Request, with_upgrade
 
 DOCKER_VERSION: Final = "docker-version"
@@ -35,7 +39,7 @@ NO_RULE: Final = "no rule allows it"
 
 _VERSION: Final = re.compile(r"^/v[0-9]+\.[0-9]+(?:\.[0-9]+)?(?=/)")
 # moby: "/v{version:[0-9.]+}"; podman: "/v{version:[0-9][0-9A-Za-z.-]*}".
-_ANY_VERSION: Final = re.compile(r"^/v[0-9.][0-9A-Za-z.-]*(?=/)")
+_ANY_VERSION: Final = re.compile(r"^/[vV][0-9.][0-9A-Za-z.-]*(?=/)")
 _VERSION_BEGINS: Final = "/v"
 _ATTACH: Final = re.compile(r"(?:/libpod)?/containers/[^/]+/attach")
 
@@ -48,6 +52,7 @@ class Entry:
 
     order   place of its rule among the peer's: the first that decides is the one named
     checks  conditions on named segments: where in the path, and what must hold
+    literal its path ends in a segment that stands for itself
     """
 
     rule: str
@@ -56,6 +61,7 @@ class Entry:
     query: frozenset[str] | None = None
     upgrade: frozenset[str] = frozenset()
     body: json_body.Conditions | None = None
+    literal: bool = False
 
     def is_for(self, path: Sequence[str]) -> bool:
         return all(matches("/".join(path[where])) for where, matches in self.checks)
@@ -85,6 +91,7 @@ class HttpRules:
         "_allows",
         "_denies",
         "_deny_all",
+        "_folded_denies",
         "_h2c",
         "_looks_into_bodies",
         "_strip",
@@ -97,7 +104,7 @@ class HttpRules:
         self._strip = strip
         self._deny_all = next((rule.name for rule in rules if rule.deny and rule.what is None), None)
         self._allow_all = next((rule.name for rule in rules if not rule.deny and rule.what is None), None)
-        self._denies, self._allows = _Table(), _Table()
+        self._denies, self._folded_denies, self._allows = _Table(), _Table(folded=True), _Table()
         self._h2c = self._looks_into_bodies = False
         self._uncertain = {rule.name: rule.verdict() for rule in rules if rule.uncertain}
         # Those that no permissive proxy lets through come first, and so decide.
@@ -105,6 +112,8 @@ class HttpRules:
             table = self._denies if rule.deny else self._allows
             for one in cast("list[dict[str, Any]]", rule.what or ()):
                 entry = table.add(rule.name, order, one)
+                if rule.deny:
+                    self._folded_denies.add(rule.name, order, one)
                 self._h2c |= H2C in entry.upgrade
                 self._looks_into_bodies |= entry.body is not None
 
@@ -161,10 +170,15 @@ class HttpRules:
             return RequestVerdict(False, self._deny_all, f"denied by {self._deny_all}")
         if self._denies.empty:
             return None
-        paths: Iterable[str] = request.paths
+        paths: Collection[str] = request.paths
         if self._strip:
             paths = {behind for path in paths for behind in _behind_versions(path)}
-        found = [entry for path in paths for entry in self._denies.find(request.method, path)]
+        methods = same_methods(request.method)
+        if request.query:
+            methods = methods.union(*map(same_methods, other_methods(request.query)))
+        found = [entry for path in paths for entry in self._folded_denies.find_folded(methods, path)]
+        if any("%" in path for path in paths):  # a glob may mean the escapes themselves
+            found += [entry for path in paths for entry in self._denies.find(methods, path)]
         if not found:
             return None
         first = min(found, key=_order)
@@ -175,9 +189,10 @@ class HttpRules:
         if self._allow_all is not None and H2C not in request.upgrade:
             return RequestVerdict(True, self._allow_all, f"allowed by {self._allow_all}")
         names = []
-        for path in request.paths:
+        methods = (request.method, *other_methods(request.query)) if request.query else (request.method,)
+        for method, path in product(methods, request.paths):
             missed = ""
-            for entry in self._allows.find(request.method, without_version(path) if self._strip else path):
+            for entry in self._allows.find({method}, without_version(path) if self._strip else path):
                 why = entry.unmet(request)
                 if why is None and entry.body is not None:
                     why = body(entry)
@@ -191,18 +206,25 @@ class HttpRules:
 
 
 class _Table:
-    """Entries by path and method."""
+    """Entries by path and method. folded: by what services take for the same."""
 
-    __slots__ = ("_index", "empty")
+    __slots__ = ("_folded", "_index", "_longest", "empty")
 
-    def __init__(self) -> None:
+    def __init__(self, *, folded: bool = False) -> None:
         self._index: Index[tuple[frozenset[str], Entry]] = Index()
+        self._folded = folded
+        self._longest = 0
         self.empty = True
 
     def add(self, rule: str, order: int, one: dict[str, Any]) -> Entry:
         """Add an entry as ``read_what`` made it."""
         segments = parse_path(one["path"])
         params: dict[str, list[str]] = one.get("params", {})
+        if self._folded:
+            segments = tuple(fold(one) if isinstance(one, str) else one for one in segments if one)
+            params = {name: [fold(value) for value in values] for name, values in params.items()}
+        literal = segments[-1] if segments and isinstance(segments[-1], str) else ""
+        self._longest = max(self._longest, len(literal))
         entry = Entry(
             rule,
             order,
@@ -210,19 +232,31 @@ class _Table:
             query=frozenset(one["query"]) if "query" in one else None,
             upgrade=frozenset(one.get("upgrade", ())),
             body=json_body.Conditions(one["body"]["forbid"]) if "body" in one else None,
+            literal=bool(literal),
         )
         for path in _paths(segments, params):
             self._index.add(path, (frozenset(one["methods"]), entry))
         self.empty = False
         return entry
 
-    def find(self, method: str, path: str) -> list[Entry]:
-        """Entries for one reading of a path, in the order of their rules."""
-        segments = path[1:].split("/")
+    def find(self, methods: Set[str], path: str) -> list[Entry]:
+        """Entries for one reading of a path and any of these methods, in the order of their rules."""
+        return self._find(methods, path[1:].split("/"))
+
+    def find_folded(self, methods: Set[str], path: str) -> list[Entry]:
+        """The same for all that is taken for that path."""
+        segments = fold_path(path)
+        found = self._find(methods, segments)
+        if segments and "." in segments[-1]:
+            for stem in stems(segments[-1], self._longest):
+                found += [entry for entry in self._find(methods, [*segments[:-1], stem]) if entry.literal]
+        return found
+
+    def _find(self, methods: Set[str], segments: Sequence[str]) -> list[Entry]:
         found = [
             entry
-            for methods, entry in self._index.find(segments)
-            if (method in methods or ANY_METHOD in methods) and (not entry.checks or entry.is_for(segments))
+            for named, entry in self._index.find(segments)
+            if (not named.isdisjoint(methods) or ANY_METHOD in named) and (not entry.checks or entry.is_for(segments))
         ]
         if len(found) > 1:
             found.sort(key=_order)
@@ -241,7 +275,7 @@ def without_version(path: str) -> str:
 
 def _behind_versions(path: str) -> tuple[str, ...]:
     """A path as it came, and without what is a version here, or to any service."""
-    if not path.startswith(_VERSION_BEGINS):
+    if path[:2] not in ("/v", "/V"):
         return (path,)
     return path, _VERSION.sub("", path), _ANY_VERSION.sub("", path)
 

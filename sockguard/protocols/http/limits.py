@@ -19,8 +19,8 @@ MAX_CHUNK_LINE: Final = 1024
 MAX_PAIRS: Final = 1024
 """Keys in one query."""
 
-MAX_ESCAPES: Final = 1024
-"""Percent-encoded characters in one path: its readings are made in a few milliseconds."""
+MAX_READ_PATH: Final = 4096
+"""Characters of a path with "%" or ";", which has more than one reading: all are judged in a few milliseconds."""
 
 MAX_INTERIM: Final = 32
 """Interim responses (1xx) to one request."""

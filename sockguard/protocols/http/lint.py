@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple, cast
 
 from sockguard.protocols.base import Json
 from sockguard.protocols.http.judge import ANY_METHOD, DOCKER_VERSION, H2C, without_version
-from sockguard.protocols.http.patterns import Index, parse_path
+from sockguard.protocols.http.patterns import Index, Name, parse_path
 
 _CREATE: Final = "/containers/create"
 _DOCKER: Final = frozenset(("containers", "exec", "libpod"))
@@ -25,6 +25,34 @@ def _takes_in(path: str, literal: str) -> bool:
     return bool(index.find(literal[1:].split("/")))
 
 
+def _beside(
+    denied: Sequence[Mapping[str, Any]], allows: Sequence[tuple[str, Sequence[Json] | None]]
+) -> Iterator[tuple[str, str]]:
+    """Paths that are denied, each with an allow that takes it in but for the spelling of some segment. Of an allow with
+    ``params`` that is not certain.
+    """
+    for entry in denied:
+        others = list(_other_spellings(entry))
+        for name, what in allows:
+            if others and (what is None or any(_takes_in_one(one, entry["methods"], others) for one in what)):
+                yield entry["path"], name
+
+
+def _other_spellings(entry: Mapping[str, Any]) -> Iterator[str]:
+    """The path with one of its segments written otherwise, one that the entry has words for."""
+    segments = parse_path(entry["path"])
+    plain = ["x" if isinstance(one, Name) else one for one in segments]
+    for at, one in enumerate(segments):
+        if one and (isinstance(one, str) or one.name in entry.get("params", {})):
+            yield "/".join(["", *plain[:at], f"{plain[at]}~", *plain[at + 1 :]])
+
+
+def _takes_in_one(allowed: Json, methods: Sequence[str], paths: Sequence[str]) -> bool:
+    one = cast("dict[str, Any]", allowed)
+    common = ANY_METHOD in methods or ANY_METHOD in one["methods"] or not set(methods).isdisjoint(one["methods"])
+    return common and "params" not in one and any(_takes_in(one["path"], path) for path in paths)
+
+
 class Warned(NamedTuple):
     """One sentence, and what to do about it, each without a final stop."""
 
@@ -33,9 +61,16 @@ class Warned(NamedTuple):
 
 
 def warnings(
-    what: Sequence[Json] | None, options: Mapping[str, Json] = MappingProxyType({}), *, deny: bool = False
+    what: Sequence[Json] | None,
+    options: Mapping[str, Json] = MappingProxyType({}),
+    *,
+    deny: bool = False,
+    allows: Sequence[tuple[str, Sequence[Json] | None]] = (),
 ) -> list[Warned]:
-    """Say what is odd about a rule's *what* as ``read_what`` made it."""
+    """Say what is odd about a rule's *what* as ``read_what`` made it.
+
+    allows: of a deny, name and *what* of the allows that peers may have whom it is about.
+    """
     strip = options.get("strip_prefix") == DOCKER_VERSION
     entries = cast("Sequence[dict[str, Any]]", what or ())
     found = []
@@ -49,6 +84,13 @@ def warnings(
     if deny and strip and (once := [p for p in paths if p.split("/")[1] in _TWICE and f"/libpod{p}" not in paths]):
         text = f"{once[0]} does not match /libpod{once[0]}, which to podman is much the same"
         found.append(Warned(text, f"deny /libpod{once[0]} as well, unless the service is dockerd"))
+    if deny and (beside := next(_beside(entries, allows), None)):
+        path, name = beside
+        text = (
+            f"denies {path} beside the allow {name!r}, which takes in other spellings of that path: whoever finds one "
+            f"that the service takes for the same, and sockguard does not know of, passes"
+        )
+        found.append(Warned(text, "allow by path what is wanted, so that all else is denied; see the README on denies"))
     creates = any(entry["path"] == _CREATE and "body" in entry for entry in entries)
     for entry in entries:
         found += [] if deny else _of_allowed(entry, strip, creates)

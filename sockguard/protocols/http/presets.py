@@ -71,9 +71,13 @@ _HOST: Final = (
     "Annotations",
     "Links",
     # Files and sockets of the host: podman writes a log to its "path", dockerd to a syslog-address; podman removes a
-    # container's ContainerIDFile with it.
+    # container's ContainerIDFile with it. Log drivers are many, some of them plugins: podman's passthrough gives the
+    # container the descriptors of podman's own service, others write to the host's log.
     "LogConfig/Config",
+    "LogConfig/Type",
     "ContainerIDFile",
+    # To podman, its own service's groups.
+    "GroupAdd/*=keep-groups",
 )
 
 # Until version 24 dockerd takes the members of HostConfig beside it, too (runconfig, ContainerConfigWrapper). Podman
@@ -82,7 +86,7 @@ _NO_HOST: Final[list[Json]] = [
     *(f"/HostConfig/{member}" for member in _HOST),
     *(f"/{member}" for member in _HOST),
     "/Volumes",
-    "/NetworkingConfig/EndpointsConfig/host",
+    "/NetworkingConfig/EndpointsConfig/host=*",
 ]
 
 PRESETS: Final[Mapping[str, Preset]] = {

@@ -13,7 +13,9 @@ class Request:
     paths         every way in which a service may read the path, never empty: escapes of unreserved characters are
                   decoded; an escaped slash stands in one reading as "/" and in another as "%2F"; an escape of
                   another character that could stand there plainly (":", "@", "!$&'()*+,;=") likewise. The escapes
-                  that remain have upper-case digits. An allow must match all of them, a deny any
+                  that remain have upper-case digits. What else services make of parameters (";...") and of escapes
+                  of "%", "?" and "#" stands behind them (readings.py). An allow must match all of them, a deny any;
+                  the first is the path as it is passed on. Of COPY and MOVE also those of their destination
     query         keys and values of the query, decoded as a form; None: a key without "=". Where "&" and ";" may both
                   separate, the pairs of both readings
     upgrade       protocols asked for by Upgrade, lower case (RFC 9110, 7.8); () when none is

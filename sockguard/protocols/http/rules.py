@@ -283,7 +283,7 @@ _TABLE: Final[Json] = {
             "properties": {
                 "forbid": _array(
                     "JSON Pointers of what must not be set, such as '/HostConfig/Binds'; with '=VALUE', of what must "
-                    "not have this value.",
+                    "not have this value; with '=*', of what must not be there at all.",
                     {"type": "string", "pattern": "^/"},
                 )
             },

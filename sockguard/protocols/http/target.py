@@ -7,7 +7,8 @@ from typing import Final, NamedTuple
 from urllib.parse import unquote_plus, unquote_to_bytes
 
 from sockguard.protocols.http.grammar import HOST
-from sockguard.protocols.http.limits import MAX_ESCAPES, MAX_PAIRS
+from sockguard.protocols.http.limits import MAX_PAIRS, MAX_READ_PATH
+from sockguard.protocols.http.readings import other_paths
 from sockguard.protocols.http.responses import Refused
 
 # absolute-path = 1*( "/" segment ); segment = *pchar                                    (RFC 9110, 4.1; RFC 3986, 3.3)
@@ -49,11 +50,12 @@ def read_target(raw: bytes) -> Target:
     if "#" in text:
         raise Refused(400, "a fragment in the request target")
     path, mark, query = text.partition("?")
+    if len(path) > MAX_READ_PATH and ("%" in path or ";" in path):
+        raise Refused(400, "a long path with escapes or parameters")
     if "%" not in path:
         _check(path)
-        return Target((path,), _pairs(query) if query else (), raw if host is None else text.encode("ascii"), host)
-    if path.count("%") > MAX_ESCAPES:
-        raise Refused(400, "too many escapes in the path")
+        paths = (path, *other_paths(path)) if ";" in path else (path,)
+        return Target(paths, _pairs(query) if query else (), raw if host is None else text.encode("ascii"), host)
     kept = _ESCAPE.sub(_normalised, path)
     try:
         unquote_to_bytes(kept).decode("utf-8")
@@ -65,8 +67,9 @@ def read_target(raw: bytes) -> Target:
         for slashes in (kept, kept.replace("%2F", "/"))
         for reading in (slashes, _PLAIN_OR_ESCAPED.sub(_decoded, slashes))
     )
-    for reading in readings:
+    for reading in list(readings):
         _check(reading)
+        readings.update(dict.fromkeys(other_paths(reading)))
     return Target(tuple(readings), _pairs(query) if query else (), f"{kept}{mark}{query}".encode("ascii"), host)
 
 

@@ -219,3 +219,19 @@ def test_expectations(folder: Path, request_text: str, verdict: str, said: str |
     (mistake,) = caught.value.mistakes
     line = text.count("\n") + (0 if said.startswith(".verdict") else -1)
     assert str(mistake).startswith(f"{path}:{line}: proxy.bus.expect[0]{said}")
+
+
+@pytest.mark.parametrize("text", ["delete /x", "GET /ADMIN", "HEAD /admin/", "GET /admin;x", "GET /%2561dmin"])
+def test_explain_reads_a_request_in_all_the_ways_that_a_relay_does(
+    run: Explain, folder: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    write(
+        folder / "sockguard.toml",
+        f'[proxy.bus]\nlisten = "{folder}/public.sock"\nbackend = "{folder}/private/bus.sock"\nprotocol = "http"\n'
+        '[[proxy.bus.allow]]\nusers = ["*"]\n[[proxy.bus.deny]]\nname = "no"\nusers = ["*"]\n'
+        'http = ["DELETE /{p...}", "GET /admin"]\n'
+        f'[[proxy.bus.expect]]\nuser = "root"\nrequest = "{text}"\nverdict = "deny"\n',
+    )
+    assert run("--uid", 3000, "--request", text) == 1
+    assert "because it is denied by no" in capsys.readouterr().out
+    assert run("--uid", 3000, "--request", "GET /x") == 0

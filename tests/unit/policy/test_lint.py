@@ -240,3 +240,15 @@ def test_what_a_protocol_says_of_its_requests() -> None:
     assert [finding.subject for finding in of_http()] == ["proxy.pg.allow[0]", "proxy.pg.deny[0]"]
     for protocol in ("stream", "dbus"):
         assert not [one for one in rule_findings("pg", rules, NOW, protocol=protocol) if "create" in one.text]
+
+
+@pytest.mark.parametrize(
+    ("who", "other", "expected"),
+    [(users(1), span(0, 9), True), (users(1), users(2), False), (users(1), groups(2), True), (ANYONE, users(1), True)],
+)
+def test_a_deny_by_path_is_held_against_allows_that_its_peers_may_have(who: Who, other: Who, expected: bool) -> None:
+    """Not against those of others, nor against those that have ended."""
+    admin = ({"methods": ["GET"], "path": "/admin"},)
+    rules = [deny(who, what=admin), allow(other), allow(ANYONE, "ended", until=NOW - timedelta(days=1))]
+    found = [one for one in rule_findings("pg", rules, NOW, protocol="http") if "other spellings" in one.text]
+    assert [(one.severity, one.subject) for one in found] == [("warning", "proxy.pg.deny[0]")] * expected

@@ -85,7 +85,7 @@ def test_a_deny_beats_every_allow_whatever_the_order() -> None:
 
 def test_the_rule_named_is_the_first_that_decides() -> None:
     judge = compiled(
-        allow("GET /{any}", name="a"), allow("GET /x", name="b"), deny("GET /d", name="c"), deny("* /{d}/", name="d")
+        allow("GET /{any}", name="a"), allow("GET /x", name="b"), deny("GET /d", name="c"), deny("* /{d}/x", name="d")
     )
     assert judge.judge(ask("GET /x"))[:3] == (True, "a", "allowed by a")
     assert judge.judge(ask("GET /d"))[:3] == (False, "c", "denied by c")

@@ -169,6 +169,12 @@ DANGEROUS: list[tuple[str, object]] = [
     ("Sysctls", {"kernel.msgmax": "1"}),
     ("LogConfig", {"Type": "k8s-file", "Config": {"path": "/etc/profile.d/x.sh"}}),  # podman writes there, as root
     ("LogConfig", {"Type": "syslog", "Config": {"syslog-address": "unix:///run/x"}}),  # dockerd connects, as root
+    ("LogConfig", {"Type": "passthrough"}),  # podman gives the container the descriptors of its own service
+    ("LogConfig", {"Type": "passthrough-tty"}),
+    ("LogConfig", {"type": "passthrough"}),
+    ("LogConfig", {"Type": "syslog", "Config": {}}),
+    ("LogConfig", {"Type": "journald"}),
+    ("GroupAdd", ["100", "keep-groups"]),  # podman: the groups of its own service
     ("ContainerIDFile", "/etc/passwd"),
 ]
 
@@ -193,6 +199,22 @@ def test_the_ci_runner_gets_nothing_of_the_host(member: str, value: object) -> N
     for body in (inside, beside, folded, renamed):
         assert not judge.judge_body(request, json.dumps(body).encode()).allowed
     assert not judge.judge_body(request, json.dumps({"Image": "x", "Volumes": {"/:/host": {}}}).encode()).allowed
+
+
+@pytest.mark.parametrize("value", [{}, None, {"IPAMConfig": None, "NetworkID": ""}, {"Aliases": ["a"]}, [], "", False])
+@pytest.mark.parametrize("key", ["host", "Host", "HOST"])
+@pytest.mark.parametrize("mode", ["default", "bridge", "none", ""])
+def test_the_ci_runner_names_the_host_s_network_nowhere(value: object, key: str, mode: str) -> None:
+    """EndpointsConfig is a map: to the engine its keys are what counts."""
+    judge = compiled(preset("docker:ci-runner"), options=DOCKER)
+    request = ask("POST /v1.43/containers/create")
+    endpoints = {"default": {"IPAMConfig": None}, key: value}
+    config = {**RUN["HostConfig"], "NetworkMode": mode}
+    body = {**RUN, "HostConfig": config, "NetworkingConfig": {"EndpointsConfig": endpoints}}
+    assert not judge.judge_body(request, json.dumps(body).encode()).allowed
+    for name in ("NetworkingConfig", "EndpointsConfig"):
+        folded = json.dumps(body).replace(name, name.lower()).encode()
+        assert not judge.judge_body(request, folded).allowed
 
 
 def test_the_ci_runner_starts_containers_as_they_were_created() -> None:

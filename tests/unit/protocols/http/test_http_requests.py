@@ -101,6 +101,20 @@ def test_a_small_denied_body_is_read_away(field: str) -> None:
     assert one.to_backend == get("/a")
 
 
+def test_no_request_follows_one_whose_body_the_service_may_leave_unread() -> None:
+    """The service is told so, and the client; what it has sent ahead goes nowhere."""
+
+    def script(one: Play) -> None:
+        one.client(get("/a", "Content-Length: 3") + b"abc" + get("/a"))
+        one.backend(OK)
+
+    one = in_all_ways(lambda: Rules("/a"), script)
+    assert one.to_backend == get("/a", "Connection: close", "Content-Length: 3") + b"abc"
+    assert one.to_client.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"\r\nConnection: close\r\n" in one.to_client
+    assert one.half_closed(CLIENT)
+
+
 @pytest.mark.parametrize("length", [limits.MAX_DRAINED + 1, 10**17])
 def test_a_large_denied_body_closes(length: int) -> None:
     one = play(Rules("/a"))

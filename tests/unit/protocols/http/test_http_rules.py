@@ -219,3 +219,31 @@ def test_a_deny_that_leaves_the_same_of_podman_open_is_said() -> None:
     assert "/libpod/containers/{id}/exec" in found
     assert warned("POST /containers/{id}/exec", "* /libpod/containers/{id}/exec") == []
     assert warned("GET /events") == []
+
+
+@pytest.mark.parametrize(
+    ("denied", "allowed", "expected"),
+    [
+        ("GET /admin", None, True),
+        ("GET /admin", "GET /{p...}", True),
+        ("GET /admin", "* /{p}", True),
+        ("* /admin", "POST /{p}", True),
+        ("DELETE /c/{id}", "DELETE /{p...}", True),
+        ("POST /c/{id}/exec", "POST /c/{id}/{what}", True),
+        ("GET /a/{p...}/b", "GET /a/{p...}", True),
+        ("GET /admin", "POST /{p...}", False),
+        ("GET /admin", "GET /admin", False),
+        ("POST /c/{id}/exec", "POST /c/{id}/exec", False),
+        ("POST /c/{id}/exec", "POST /d/{p...}", False),
+        ("DELETE /{any...}", None, False),
+        ({"methods": ["GET"], "path": "/c/{id}", "params": {"id": ["web"]}}, "GET /c/{id}", True),
+        ("GET /c/web", {"methods": ["GET"], "path": "/c/{id}", "params": {"id": ["db"]}}, False),
+    ],
+)
+def test_a_deny_beside_an_allow_that_takes_in_other_spellings_is_said(
+    denied: object, allowed: object, expected: bool
+) -> None:
+    """A deny by path is as good as what is known of how services read paths; one by method alone is not about that."""
+    what = None if allowed is None else read_what("http", ["GET /elsewhere", allowed], deny=False)
+    found = warnings(read_what("http", [denied], deny=True), deny=True, allows=[("narrow", []), ("wide", what)])
+    assert ["other spellings" in one.text and "'wide'" in one.text for one in found] == [True] * expected

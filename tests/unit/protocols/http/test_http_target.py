@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sockguard.protocols.http.limits import MAX_ESCAPES, MAX_PAIRS
+from sockguard.protocols.http.limits import MAX_PAIRS, MAX_READ_PATH
 from sockguard.protocols.http.responses import Refused
 from sockguard.protocols.http.target import read_target
 
@@ -26,9 +26,23 @@ from sockguard.protocols.http.target import read_target
         (b"/a%20%c3%a4", b"/a%20%C3%A4", ["/a%20%C3%A4"]),
         (b"/a%3ab", b"/a%3Ab", ["/a%3Ab", "/a:b"]),
         (b"/a%3ab%2Fc", b"/a%3Ab%2Fc", ["/a%3Ab%2Fc", "/a:b%2Fc", "/a%3Ab/c", "/a:b/c"]),
-        (b"/%2561", b"/%2561", ["/%2561"]),
-        (b"/%252F", b"/%252F", ["/%252F"]),
-        (b"/a%3Fb%23", b"/a%3Fb%23", ["/a%3Fb%23"]),
+        (b"/%2561", b"/%2561", ["/%2561", "/a"]),
+        (b"/%252F", b"/%252F", ["/%252F", "/"]),
+        (b"/%25252561", b"/%25252561", ["/%25252561", "/%252561", "/%2561"]),
+        (b"/100%25", b"/100%25", ["/100%25"]),
+        (b"/100%25/x", b"/100%25/x", ["/100%25/x"]),
+        (b"/a/b/%252e%252E%252fc", b"/a/b/%252e%252E%252fc", ["/a/b/%252e%252E%252fc", "/a/c"]),
+        (b"/a/%255cb", b"/a/%255cb", ["/a/%255cb", "/a/b"]),
+        (b"/a%2500b", b"/a%2500b", ["/a%2500b", "/a"]),
+        (b"/a%253Fb", b"/a%253Fb", ["/a%253Fb", "/a"]),
+        (b"/a%3Fb%23", b"/a%3Fb%23", ["/a%3Fb%23", "/a"]),
+        (b"/%23", b"/%23", ["/%23", "/"]),
+        (b"/a;x=1", b"/a;x=1", ["/a;x=1", "/a"]),
+        (b"/a;x/b;y/", b"/a;x/b;y/", ["/a;x/b;y/", "/a/b/", "/a"]),
+        (b"/a/;x/b", b"/a/;x/b", ["/a/;x/b", "/a/b", "/a/"]),
+        (b"/;x", b"/;x", ["/;x", "/"]),
+        (b"/a%3Bx", b"/a%3Bx", ["/a%3Bx", "/a;x", "/a"]),
+        (b"/a%253Bx/b", b"/a%253Bx/b", ["/a%253Bx/b", "/a;x/b", "/a/b", "/a"]),
         (b"/a?/../%2e%2F//x", b"/a?/../%2e%2F//x", ["/a"]),
         (b"http://h/a", b"/a", ["/a"]),
         (b"HTTP://h:1", b"/", ["/"]),
@@ -94,10 +108,14 @@ def test_a_query_has_so_many_keys() -> None:
         read_target(b"/?" + b"&".join(b"%d" % n for n in range(MAX_PAIRS + 1)))
 
 
-def test_a_path_has_so_many_escapes() -> None:
-    assert read_target(b"/" + b"%20" * MAX_ESCAPES).paths
-    with pytest.raises(Refused):
-        read_target(b"/" + b"%20" * (MAX_ESCAPES + 1))
+@pytest.mark.parametrize("piece", [b"%20", b"%25", b"/a;b", b";", b"x;"])
+def test_a_path_with_more_than_one_reading_is_no_longer_than_this(piece: bytes) -> None:
+    fitting = (b"/" + piece * MAX_READ_PATH).replace(b"//", b"/")[: MAX_READ_PATH // 12 * 12 + 1]
+    assert read_target(fitting).paths
+    assert read_target(b"/" + b"x" * 60000 + b"?%20;").paths
+    with pytest.raises(Refused) as caught:
+        read_target(fitting + b"x" * 12)
+    assert caught.value.status == 400
 
 
 PART = st.sampled_from(
