@@ -173,6 +173,8 @@ class DbusInspector:
 
     def timed_out(self) -> None:
         if self._serving:
+            if self._traffic.following.start_timed_out():
+                return
             self._effects.end("timeout", f"the bus did not answer within {ANSWER_SECONDS:g} s")
         else:
             self._effects.end("timeout", f"not authenticated within {AUTH_SECONDS:g} s")

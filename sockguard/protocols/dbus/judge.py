@@ -106,12 +106,17 @@ class _Index:
         self._exact: dict[str, _Bucket] = {}
         self._below: dict[str, _Bucket] = {}
         self._any = _Bucket()
+        self._named = _Bucket()  # again those that have names of peers, less the names
         self._empty = True
+        self.named = False  # some entry has names of peers
         self.patterns: dict[str, None] = {}
         self.whole: dict[str, None] = {}  # the patterns of entries that nothing narrows
 
     def add(self, names: Sequence[str], entry: _Entry) -> None:
         self._empty = False
+        if any(name not in (ANY, BUS) for name in names):  # the bus shares its name with nobody
+            self._named.add(entry)
+            self.named = True
         for name in names:
             self.patterns[name] = None
             if entry.path is None and entry.interface is None and entry.member is None:
@@ -153,6 +158,10 @@ class _Index:
             best = self._any.first(best, path, interface, member, deny)
         return best
 
+    def first_by_some_name(self, path: str | None, interface: str | None, member: str) -> _Entry | None:
+        """As ``first`` for a peer that may have any names: of the entries that have names, the first that fits."""
+        return self._named.first(None, path, interface, member, self._deny)
+
     def means(self, name: str) -> bool:
         return name_matches(tuple(self.patterns), name)
 
@@ -161,7 +170,11 @@ class _Index:
 
 
 class DbusRules:
-    """What judges. ``everything``: nothing is denied to this peer, so nothing need be looked at."""
+    """What judges.
+
+    everything      nothing is denied to this peer, so nothing need be looked at
+    denies_by_name  some call is denied by the names of its destination
+    """
 
     def __init__(self, rules: Sequence[RequestRule]) -> None:
         self._allow: dict[_Kind, _Index] = {kind: _Index(deny=False) for kind in _KINDS}
@@ -173,6 +186,7 @@ class DbusRules:
             self._add(order, rule)
         self.everything = self._allow_all is not None and not any(rule.deny for rule in rules)
         self._followed = self._names_to_follow()
+        self.denies_by_name = self._deny[Call].named
 
     def _add(self, order: int, rule: RequestRule) -> None:
         verdict = rule.verdict()
@@ -199,20 +213,22 @@ class DbusRules:
                 indexes[Call].add_nameless(entry)
 
     def judge(self, request: object, /) -> RequestVerdict:
-        """Judge a Call, an Own or a Receive."""
+        """Judge a Call, an Own or a Receive. Where a peer may have more names, the reason says what rests on those."""
         if self._deny_all is not None:
             return self._deny_all.verdict
         kind: _Kind
         names: Iterable[str]
         path = interface = None
-        member, narrow = "", False
+        member, narrow, whole = "", False, True
         if isinstance(request, Call):
             kind, names = Call, request.destinations
             path, interface, member = request.path, request.interface, request.member
             narrow = BUS in names and privileged(interface, member)
+            whole = request.whole or BUS in names
         elif isinstance(request, Receive):
             kind, names = Receive, request.senders
             path, interface, member = request.path, request.interface, request.member
+            whole = request.whole or BUS in names
         elif isinstance(request, Own):
             kind, names = Own, (request.name,)
         else:
@@ -227,7 +243,17 @@ class DbusRules:
         if allowed is None:
             to_bus = kind is Call and BUS in names and service(interface, member) is not None
             return _TO_EVERYONE if to_bus else _NO_RULE
+        if not whole:
+            hidden = self._deny[kind].first_by_some_name(path, interface, member)
+            if hidden is not None:
+                reason = f"{allowed.verdict.reason}, unless its owner has another name that is {hidden.verdict.reason}"
+                return allowed.verdict._replace(reason=reason)
         return allowed.verdict
+
+    def denied_by_some_name(self, path: str | None, interface: str | None, member: str) -> RequestVerdict | None:
+        """What a call like this one is denied by when whom it calls has that name, too; None when by nothing."""
+        entry = self._deny[Call].first_by_some_name(path, interface, member)
+        return None if entry is None else entry.verdict
 
     def visible(self, name: str) -> bool:
         """Whether this well-known name may be seen: some call to it, some signal from it, or owning it is allowed.

@@ -14,8 +14,8 @@ from typing import Final
 
 from sockguard.protocols.base import BACKEND, RequestRules, RequestVerdict, Start
 from sockguard.protocols.dbus import wire
-from sockguard.protocols.dbus.bus_calls import ACCESS_DENIED, LIMITS_EXCEEDED, BusCalls
-from sockguard.protocols.dbus.following import PATH, Following
+from sockguard.protocols.dbus.bus_calls import ACCESS_DENIED, BusCalls
+from sockguard.protocols.dbus.following import LIMITS_EXCEEDED, PATH, Following
 from sockguard.protocols.dbus.gate import Gate, Revoked, TooMuch, denies, of_dbus
 from sockguard.protocols.dbus.names import BUS
 from sockguard.protocols.dbus.requests import Call, describe
@@ -128,6 +128,10 @@ class Traffic:
                 raise Malformed("the first message is not Hello")
             if fields.kind != METHOD_CALL and fields.kind != SIGNAL:
                 return self._answer_of_client(fields, reply_to, data, at)
+            hidden = gate.ownerless(fields)
+            if hidden is not None and not self.following.known(fields, hidden):
+                return WAIT if self.following.waiting else self._unanswerable(fields, serial)
+            self.following.failure = None
             verdict = gate.call(fields)
         if (self.tell_allowed or not verdict.allowed) and not self.permits(describe(gate.request(fields)), verdict):
             if fields.kind == METHOD_CALL:
@@ -143,6 +147,19 @@ class Traffic:
         new_serial = next(self.serials_to_bus)
         pending[new_serial] = serial, called, gate.owners.owner.get(called, called)
         return new_serial
+
+    def _unanswerable(self, fields: Fields, serial: int) -> int:
+        """A call to a name that nobody owns, and that nobody has come to own."""
+        failure = self.following.failure
+        if failure is not None:
+            self.following.failure = None
+            if failure.ours:
+                verdict = RequestVerdict(False, None, failure.text)
+                self.effects.audit("denied", describe(self.gate.request(fields)), verdict)
+                self.refuse(fields, serial, failure.text, failure.error)
+            else:
+                self._fail(fields, serial, failure.error, failure.text)
+        return DROP
 
     def _answer_of_client(self, fields: Fields, reply_to: int, data: memoryview, at: int) -> int:
         """The client answers a call that had come to it."""
@@ -166,8 +183,10 @@ class Traffic:
 
     def refuse(self, fields: Fields, serial: int, reason: str, name: str = ACCESS_DENIED) -> None:
         """Answer a call of the client's ourselves, as the bus would: with an error, in its place. Raises TooMuch."""
+        self._fail(fields, serial, name, f"sockguard: {reason}")
+
+    def _fail(self, fields: Fields, serial: int, name: str, text: str) -> None:
         if fields.wants_reply:
-            text = f"sockguard: {reason}"
             self.bus.answer(wire.error(next(self.serials_to_client), serial, name, text, self.gate.unique, BUS))
 
     def from_bus(self, fields: Fields, serial: int, reply_to: int, data: memoryview, at: int, after: int) -> int:
@@ -187,6 +206,8 @@ class Traffic:
             return self._arrival(fields, serial)
         own, called, owner = self._pending.get(reply_to, _NONE)
         if not own or (sender != owner and not gate.may_answer(called, owner, sender or "")):
+            if self.following.pinged(reply_to):
+                return DROP
             self.tell_once(f"reply {sender or '-'}", _UNEXPECTED, denied=True)
             return DROP
         del self._pending[reply_to]
