@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Literal
@@ -211,6 +213,43 @@ def test_who_waits_for_a_name_does_not_own_it(place: Stage) -> None:
         while (got := second.receive()).header.fields.get(MEMBER) != "Echo":
             pass
         assert got.header.fields[7] == first.name, "nothing came from the client in between"
+
+
+def test_a_name_that_changes_its_owner_under_way(place: Stage) -> None:
+    """A client that owns a name by another connection gives it up just as a call to it is judged; next in its queue is
+    the peer that the deny is about. The call does not come to that one.
+    """
+    assert place.daemon is not None
+    wire = place.wire("admin")
+    with Wire(place.bus.path) as mine, Wire(place.bus.path) as denied:
+        for peer, serial, name, answer in ((mine, 2, ALIAS, 1), (denied, 2, LATE, 1), (denied, 3, ALIAS, 2)):
+            peer.send(request_name(serial, name))
+            assert peer.answer(serial).body == (answer,)
+        wire.send(call(2, ALIAS, "Known", flags=NO_REPLY))
+        in_step(wire)
+        relays = place.daemon.pids()["sockguard-relay"]
+        for number in (signal.SIGSTOP, signal.SIGCONT):
+            if number == signal.SIGCONT:
+                wire.send(call(3, ALIAS, "Late", flags=NO_REPLY))
+                mine.send(to_bus(3, "ReleaseName", ALIAS))
+                assert mine.answer(3).body == (1,)
+            for pid in relays:
+                os.kill(pid, number)
+        in_step(wire)
+        assert not passed(wire, 4, ALIAS)
+        for peer in (mine, denied):
+            peer.send(call(9, peer.name, "Last", flags=NO_REPLY))
+        assert calls_to(mine) == ["Late"]
+        assert calls_to(denied) == []
+
+
+def calls_to(peer: Wire) -> list[str]:
+    """The members that it was called by, up to "Last"."""
+    found = []
+    while (member := peer.receive().header.fields.get(MEMBER)) != "Last":
+        if member == "Late":
+            found.append(member)
+    return found
 
 
 def test_a_peer_with_very_many_names(place: Stage) -> None:

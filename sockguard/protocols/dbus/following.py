@@ -227,6 +227,7 @@ class Following:
             rules, enforce = self._next
             self._next = None
             self._gate.renew(rules, enforce=enforce)
+            self._traffic.renewed()
             self._give_back()
         if self._due():
             self.wait()

@@ -46,6 +46,7 @@ class Gate:
 
     calls          remembered verdicts on calls and signals of the client's, to others than the bus itself
     arrivals       on those of others
+    meant          headers for some of ``calls``, by which they go to that owner of a name that the verdict is about
     requested      those that it asked for and may have or wait for
     subscriptions  match rules by which it hears of owners, and how often it gave each
     """
@@ -98,6 +99,7 @@ class Gate:
         """Something that verdicts rest on has changed."""
         self.calls: dict[Fields, RequestVerdict] = {}
         self.arrivals: dict[Fields, RequestVerdict] = {}
+        self.meant: dict[Fields, bytes] = {}
 
     # ── what the client sends ──
 
@@ -118,19 +120,23 @@ class Gate:
             return verdict
         return _remember(self.calls, fields, verdict)
 
-    def ownerless(self, fields: Fields) -> RequestVerdict | None:
-        """What a call may turn out to be denied by when it is known who owns the name that it is addressed to, or when
-        somebody does. None: it is known, or would change nothing.
+    def hidden(self, fields: Fields) -> RequestVerdict | None:
+        """What a call to a well-known name would be denied by if who owns that had another name; None: by nothing, or
+        it is denied as it is.
 
         A peer may own several names, and a deny by one of them is about all of them.
         """
         rules, name = self.rules, fields.destination
         if not rules.denies_by_name or name is None or name.startswith(":") or name == BUS:
             return None
-        if name in self.owners.owner:
-            return None
         verdict = rules.denied_by_some_name(fields.path, fields.interface, fields.member or "")
         return verdict if verdict is not None and rules.judge(self.request(fields)).allowed else None
+
+    def mean(self, fields: Fields, header: bytes) -> None:
+        """Calls like this one go to whom their verdict is about, by this header."""
+        if len(self.meant) >= MAX_REMEMBERED:
+            self.forget()
+        self.meant[fields] = header
 
     def request(self, fields: Fields) -> Call:
         """What the client asks for, in the form that is judged. Without a destination it is of nobody known."""

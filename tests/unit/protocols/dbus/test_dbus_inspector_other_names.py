@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 
 import pytest
 
 from sockguard.protocols.base import BACKEND, RequestRule
 from sockguard.protocols.dbus import following, gate, owners, wire
+from sockguard.protocols.dbus.body import pack
 from sockguard.protocols.dbus.judge import DbusRules
 from sockguard.protocols.dbus.names import BUS
 from sockguard.protocols.dbus.rules import read_what
 from sockguard.protocols.dbus.wire import NO_AUTO_START, NO_REPLY_EXPECTED, SIGNAL
+from tests.unit.protocols.dbus.making import call_fields, message, number, text
 from tests.unit.protocols.dbus.scripted import (
     APP,
     APP_OWNER,
@@ -175,6 +178,80 @@ def test_answers_come_from_whom_they_came_before(piece: int) -> None:
     assert "" in one.said()
 
 
+def test_a_call_goes_to_whom_it_was_judged_for(piece: int) -> None:
+    """Not to whoever has the name when it arrives: to the unique name, with all else as it was."""
+    one = scene(piece, fds=True)
+    for endian, flags, size, fds in (("<", 0, 0, 0), (">", 4, 5000, 2), ("<", 1, 40, 1), ("<", 0, 3, 0)):
+        fields = [
+            *call_fields(endian)[:2], text(6, "s", APP.encode(), endian), text(8, "g", b"s", endian),
+            number(9, fds, endian),
+        ]  # fmt: skip
+        content = struct.pack(f"{endian}I", size) + b"x" * size + b"\0"
+        for _ in range(2):
+            one.send(message(1, fields, endian, flags=flags, serial=9, body=content), ["a", "b"][:fds])
+            got = one.bus.seen[-1]
+            assert (got.fields.destination, got.fields.flags, got.fields.endian) == (APP_OWNER, flags, endian)
+            assert (got.fields.unix_fds, got.values) == (fds, ["x" * size])
+            if got.fields.wants_reply:
+                one.bus.reply(got, sender=APP_OWNER)
+    assert one.play.fds_to_backend == [*"ab", *"ab", "a", "a"]
+    assert [(got.says, got.reply_to) for got in one.got()] == [("", 9)] * 6
+
+
+def test_several_at_once(piece: int) -> None:
+    """Some that go to an owner, some as they are, some not at all; the last with more to come."""
+    one = scene(piece)
+    one.call(APP)
+    one.got()
+    one.bus.seen.clear()
+    calls = [
+        wire.method_call(serial, "/", APP, f"M{serial}", to, "s", pack("s", ["x" * 100]), NO_REPLY_EXPECTED)
+        for serial, to in enumerate((APP, APP_OWNER, SECRET, APP, APP, STRANGER, APP), start=50)
+    ]
+    data = b"".join(calls)
+    one.send(data[:-50])
+    one.send(data[-50:])
+    assert [(got.says, got.fields.destination) for got in one.bus.seen] == [
+        ("M50", APP_OWNER), ("M51", APP_OWNER), ("M53", APP_OWNER), ("M54", APP_OWNER), ("M55", STRANGER),
+        ("M56", APP_OWNER),
+    ]  # fmt: skip
+    assert [got.values for got in one.bus.seen] == [["x" * 100]] * 6
+
+
+def test_what_goes_as_it_is(piece: int) -> None:
+    """Where nothing denies by name, where the deny could not be about the call, and by a permissive proxy."""
+    for deny, more in (([], {}), ([{"destination": SECRET, "member": "Other"}], {}), (NOT_SECRET, {"enforce": False})):
+        one = scene(piece, deny, **more)  # type: ignore[arg-type]
+        for _ in range(2):
+            one.call(APP)
+            assert one.last("Do").fields.destination == APP
+
+
+def test_bounds_of_headers(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So many are kept, and none that is long; each call goes where it should all the same."""
+    monkeypatch.setattr(gate, "MAX_REMEMBERED", 3)
+    one = scene(piece)
+    kept = one.play.inspector._traffic.gate.meant  # type: ignore[attr-defined]
+    for index in [*range(5), 0, 4]:
+        for path in (f"/a{index}", "/" + "x" * 2000):
+            one.call(APP, path=path)
+            assert one.bus.seen[-1].fields.destination == APP_OWNER
+        kept = one.play.inspector._traffic.gate.meant  # type: ignore[attr-defined]
+        assert len(kept) <= 3
+        assert all(fields.length < 1000 for fields in kept)
+
+
+def test_a_name_that_was_forgotten_and_has_moved(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No verdict on it is remembered."""
+    monkeypatch.setattr(gate, "MAX_WATCHED", 1)
+    one = scene(piece)
+    one.call(APP)
+    one.call(ALIAS)
+    one.bus.owner_changes(APP, SECRET_OWNER)
+    one.call(APP)
+    assert one.said() == [DENIED, DENIED]
+
+
 # ── services that are started ──
 
 
@@ -251,6 +328,20 @@ def test_a_service_that_is_gone_again(piece: int) -> None:
     one.bus.owner_changes(NOBODY, STRANGER)
     one.call(NOBODY)
     assert one.bus.seen[-1].says == "Do"
+
+
+def test_a_service_that_comes_and_goes(piece: int) -> None:
+    """It is started whenever it is called and is not there."""
+    one = scene(piece)
+    one.bus.silent = {"StartServiceByName"}
+    for _ in range(2):
+        one.call(NOBODY)
+        started(one, NOBODY, STRANGER)
+        pong(one, STRANGER)
+        assert one.bus.seen[-1].says == "Do"
+        one.bus.owner_changes(NOBODY, "")
+    assert one.reached().count("StartServiceByName") == 2
+    assert one.said() == []
 
 
 def test_a_service_that_takes_too_long(piece: int) -> None:
