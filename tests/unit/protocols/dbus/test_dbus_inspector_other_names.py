@@ -246,10 +246,10 @@ def test_a_name_that_was_forgotten_and_has_moved(piece: int, monkeypatch: pytest
     monkeypatch.setattr(gate, "MAX_WATCHED", 1)
     one = scene(piece)
     one.call(APP)
-    one.call(ALIAS)
+    one.call(NOBODY, flags=NO_AUTO_START)
     one.bus.owner_changes(APP, SECRET_OWNER)
     one.call(APP)
-    assert one.said() == [DENIED, DENIED]
+    assert one.said() == [DENIED]
 
 
 # ── services that are started ──
