@@ -1,9 +1,9 @@
 """A service on a bus, by dbus-python: run by the system's own interpreter, not imported by tests.
 
-    dbus_service.py ADDRESS NAME... [--mark FILE]
+    dbus_service.py ADDRESS NAME... [--slowly] [--mark FILE]
 
-Says "ready" once it owns all names. Every name serves the same object; its interface is org.example.Echo, and
-org.example.Secret for what must not come out.
+Says "ready" once it owns all names; slowly: it takes its time before each but the first. Every name serves the same
+object; its interface is org.example.Echo, and org.example.Secret for what must not come out.
 """
 
 # mypy: ignore-errors
@@ -11,6 +11,7 @@ org.example.Secret for what must not come out.
 
 import os
 import sys
+import time
 
 import dbus
 import dbus.bus
@@ -146,10 +147,15 @@ def main() -> None:
         *names, _, mark = names
         with open(mark, "w"):
             pass
+    slowly = "--slowly" in names
+    if slowly:
+        names.remove("--slowly")
     dbus.mainloop.glib.DBusGMainLoop(set_as_default=True)
     bus = dbus.bus.BusConnection(address)
     service = Service(bus)
     for name in names:
+        if slowly and name != names[0]:
+            time.sleep(0.5)
         service.Own(name)
     print("ready", flush=True)
     loop = GLib.MainLoop()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from sockguard.protocols.base import CLIENT, RequestVerdict
 from sockguard.protocols.dbus import body, match_rule, wire
 from sockguard.protocols.dbus.driver import SIGNATURES, Service, service
-from sockguard.protocols.dbus.following import NO_OWNER, read_names, read_texts
+from sockguard.protocols.dbus.following import LIMITS_EXCEEDED, NO_OWNER, read_names, read_texts
 from sockguard.protocols.dbus.gate import MAX_NAMES, MAX_SUBSCRIPTIONS, TooMuch
 from sockguard.protocols.dbus.match_rule import MatchRule
 from sockguard.protocols.dbus.names import BUS, valid_bus_name, valid_well_known_name
@@ -26,7 +26,6 @@ MAX_ASKED: Final = 8192
 """Calls to the bus itself that wait for their answer, and denials that wait behind them."""
 
 ACCESS_DENIED: Final = "org.freedesktop.DBus.Error.AccessDenied"
-LIMITS_EXCEEDED: Final = "org.freedesktop.DBus.Error.LimitsExceeded"
 INVALID_ARGS: Final = "org.freedesktop.DBus.Error.InvalidArgs"
 MATCH_INVALID: Final = "org.freedesktop.DBus.Error.MatchRuleInvalid"
 MATCH_NOT_FOUND: Final = "org.freedesktop.DBus.Error.MatchRuleNotFound"

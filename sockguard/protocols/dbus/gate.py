@@ -24,6 +24,8 @@ MAX_REMEMBERED: Final = 1024
 """Verdicts in each direction, for each connection; of headers of at most MAX_KNOWN bytes."""
 MAX_NAMES: Final = 1024
 """Well-known names that one client may have asked to own."""
+MAX_WATCHED: Final = 256
+"""Names that no rule is about and that one client has called, of which the owner is known."""
 MAX_SUBSCRIPTIONS: Final = 1024
 """Match rules of one client by which it hears of owners."""
 
@@ -44,6 +46,7 @@ class Gate:
 
     calls          remembered verdicts on calls and signals of the client's, to others than the bus itself
     arrivals       on those of others
+    meant          headers for some of ``calls``, by which they go to that owner of a name that the verdict is about
     requested      those that it asked for and may have or wait for
     subscriptions  match rules by which it hears of owners, and how often it gave each
     """
@@ -55,6 +58,7 @@ class Gate:
         self.requested: dict[str, None] = {}
         self.subscriptions: dict[MatchRule, int] = {}
         self._followed: tuple[str, ...] = ()
+        self._watched: dict[str, None] = {}
         self._coming: DbusRules | None = None
         self.renew(DbusRules(()), enforce=enforce)
 
@@ -65,6 +69,7 @@ class Gate:
         self.sees_all = rules.everything or not enforce
         self._coming = None
         self._followed = names_asked_by(rules)
+        self._watched.clear()
         self.owners.keep(name for name in self.owners if self.follows(name))
         self.forget()
 
@@ -76,12 +81,25 @@ class Gate:
 
     def follows(self, name: str) -> bool:
         """Does it matter who owns this name?"""
-        return name_matches(self._followed, name)
+        return name in self._watched or name_matches(self._followed, name)
+
+    def watch(self, name: str) -> None:
+        """Its owner matters from now on, though no rule is about this name."""
+        if len(self._watched) >= MAX_WATCHED:
+            self.unwatch(next(iter(self._watched)))
+        self._watched[name] = None
+
+    def unwatch(self, name: str) -> None:
+        """It matters no longer, until the client calls this name again."""
+        self._watched.pop(name, None)
+        self.owners.changed(name, "")
+        self.forget()
 
     def forget(self) -> None:
         """Something that verdicts rest on has changed."""
         self.calls: dict[Fields, RequestVerdict] = {}
         self.arrivals: dict[Fields, RequestVerdict] = {}
+        self.meant: dict[Fields, bytes] = {}
 
     # ── what the client sends ──
 
@@ -101,6 +119,24 @@ class Gate:
         if to == BUS:  # there is more to judge: ``calls`` are those that a verdict is all about
             return verdict
         return _remember(self.calls, fields, verdict)
+
+    def hidden(self, fields: Fields) -> RequestVerdict | None:
+        """What a call to a well-known name would be denied by if who owns that had another name; None: by nothing, or
+        it is denied as it is.
+
+        A peer may own several names, and a deny by one of them is about all of them.
+        """
+        rules, name = self.rules, fields.destination
+        if not rules.denies_by_name or name is None or name.startswith(":") or name == BUS:
+            return None
+        verdict = rules.denied_by_some_name(fields.path, fields.interface, fields.member or "")
+        return verdict if verdict is not None and rules.judge(self.request(fields)).allowed else None
+
+    def mean(self, fields: Fields, header: bytes) -> None:
+        """Calls like this one go to whom their verdict is about, by this header."""
+        if len(self.meant) >= MAX_REMEMBERED:
+            self.forget()
+        self.meant[fields] = header
 
     def request(self, fields: Fields) -> Call:
         """What the client asks for, in the form that is judged. Without a destination it is of nobody known."""
@@ -154,7 +190,7 @@ class Gate:
             return sender != ""
         if name.startswith(":"):
             return False
-        return not self._followed or name in self.owners.names_of(sender) or not self.follows(name)
+        return name in self.owners.names_of(sender) or not name_matches(self._followed, name)
 
     # ── what it sees ──
 

@@ -12,6 +12,7 @@ from sockguard.protocols.base import BACKEND, CLIENT, FOREVER, RequestRules, Req
 from sockguard.protocols.dbus import sasl
 from sockguard.protocols.dbus.following import ANSWER_SECONDS
 from sockguard.protocols.dbus.gate import Revoked, TooMuch
+from sockguard.protocols.dbus.outcome import REPLACED, WAIT
 from sockguard.protocols.dbus.traffic import MAX_HELD, Traffic
 from sockguard.protocols.dbus.wire import FIXED, SERIAL_AT, Fields, Headers, Malformed, extent
 
@@ -37,7 +38,7 @@ class DbusInspector:
             raise TypeError("what is shared is another's")
         self._read = headers.read
         self._traffic = Traffic(start)
-        self._judges = self._traffic.from_client, self._traffic.from_bus  # by CLIENT and BACKEND
+        self._judges = self._traffic.judges
         self._skip = [0, 0]  # bytes still to come of a message that does not pass
         self._left = [0, 0]  # fds that came with what was left unused
 
@@ -76,6 +77,10 @@ class DbusInspector:
             pack = fields.pack
             pack(data, SERIAL_AT, new_serial)
             self._effects.send(1 - source, data)
+        elif new_serial == REPLACED:
+            self._effects.send(BACKEND, traffic.head)
+            if fields.length < after:
+                self._effects.send(BACKEND, data[fields.length :])
         elif new_serial < 0:
             return 0
         if traffic.more:
@@ -115,12 +120,18 @@ class DbusInspector:
                     if after <= end and not (fields.unix_fds or traffic.more):
                         at = after
                         continue
-                elif new_serial < 0:
+                elif new_serial == WAIT:
                     break
                 if run < at:
                     effects.send(to, data[run:at])
                 run = min(after, end)
-                if new_serial:
+                if new_serial == REPLACED:
+                    effects.send(to, traffic.head, fields.unix_fds)
+                    if at + fields.length < run:
+                        effects.send(to, data[at + fields.length : run])
+                    if after > end:
+                        effects.passthrough(source, after - end)
+                elif new_serial:
                     effects.send(to, data[at:run], fields.unix_fds)
                     if after > end:
                         effects.passthrough(source, after - end)
@@ -173,6 +184,8 @@ class DbusInspector:
 
     def timed_out(self) -> None:
         if self._serving:
+            if self._traffic.following.start_timed_out():
+                return
             self._effects.end("timeout", f"the bus did not answer within {ANSWER_SECONDS:g} s")
         else:
             self._effects.end("timeout", f"not authenticated within {AUTH_SECONDS:g} s")

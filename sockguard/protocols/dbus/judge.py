@@ -1,35 +1,34 @@
 """A peer's reduced D-Bus rules, indexed so that a verdict costs the same by one rule and by a thousand. Pure.
 
 A request that leaves something open (no interface, a path that is not known) is matched by no allow entry that asks
-for it, and by every deny entry that does: any reading of it is denied.
+for it, and by every deny entry that does: any reading of it is denied. The bus itself takes calls on any path (facts of
+dbus-daemon and dbus-broker), so for a deny their path is not known.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, TypeAlias, cast
 
 from sockguard.protocols.base import Json, RequestRule, RequestVerdict
 from sockguard.protocols.dbus.driver import service
+from sockguard.protocols.dbus.index import Entry, Index
 from sockguard.protocols.dbus.names import BUS
 from sockguard.protocols.dbus.patterns import (
     ANY,
-    BELOW,
-    AnyOf,
     any_of,
     below,
     glob,
     name_matches,
     name_pattern,
     path_glob,
-    prefixes,
 )
 from sockguard.protocols.dbus.requests import Call, Own, Receive
 
 PRIVILEGED_INTERFACES: Final = ("org.freedesktop.DBus.Monitoring", "org.freedesktop.DBus.Verbose")
 PRIVILEGED_BELOW: Final = "org.freedesktop.DBus.Debug"
-PRIVILEGED_MEMBERS: Final = frozenset({"BecomeMonitor", "UpdateActivationEnvironment", "ReloadConfig"})
+MONITOR: Final = "BecomeMonitor"
+PRIVILEGED_MEMBERS: Final = frozenset({MONITOR, "UpdateActivationEnvironment", "ReloadConfig"})
 """What sees or changes the whole bus: never let through by a pattern, only by an entry that names the bus."""
 PLAIN_MEMBERS: Final = frozenset(
     {
@@ -49,135 +48,29 @@ _KINDS: Final[tuple[_Kind, ...]] = (Call, Own, Receive)
 _TARGETS: Final[dict[str, _Kind]] = {"destination": Call, "own": Own, "receive": Receive}
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """One entry of a rule, less its names: those are keys of the index. ``order`` of its rule in the file."""
-
-    order: int
-    verdict: RequestVerdict
-    path: AnyOf | None
-    interface: AnyOf | None
-    member: AnyOf | None
-
-    def fits(self, path: str | None, interface: str | None, member: str, unknown: bool) -> bool:
-        """``unknown``: what comes of a condition on something that is left out."""
-        if self.member is not None and not self.member.matches(member):
-            return False
-        if self.interface is not None and not (unknown if interface is None else self.interface.matches(interface)):
-            return False
-        return self.path is None or (unknown if path is None else self.path.matches(path))
-
-
-class _Bucket:
-    """The entries for one name or pattern, by member where they name theirs, each list in the order of the file."""
-
-    __slots__ = ("by_member", "others")
-
-    def __init__(self) -> None:
-        self.by_member: dict[str, list[_Entry]] = {}
-        self.others: list[_Entry] = []
-
-    def add(self, entry: _Entry) -> None:
-        if entry.member is None or entry.member.others:
-            self.others.append(entry)
-        else:
-            for member in entry.member.exact:
-                self.by_member.setdefault(member, []).append(entry)
-
-    def first(
-        self, best: _Entry | None, path: str | None, interface: str | None, member: str, unknown: bool
-    ) -> _Entry | None:
-        """The first of the file among ``best`` and the entries here that fit."""
-        for entries in (self.by_member.get(member, ()), self.others):
-            for entry in entries:
-                if best is not None and best.order <= entry.order:
-                    break
-                if entry.fits(path, interface, member, unknown):
-                    best = entry
-                    break
-        return best
-
-
-class _Index:
-    """The entries of one action about one kind of request, by their names."""
-
-    def __init__(self, *, deny: bool) -> None:
-        self._deny = deny
-        self._exact: dict[str, _Bucket] = {}
-        self._below: dict[str, _Bucket] = {}
-        self._any = _Bucket()
-        self._empty = True
-        self.patterns: dict[str, None] = {}
-        self.whole: dict[str, None] = {}  # the patterns of entries that nothing narrows
-
-    def add(self, names: Sequence[str], entry: _Entry) -> None:
-        self._empty = False
-        for name in names:
-            self.patterns[name] = None
-            if entry.path is None and entry.interface is None and entry.member is None:
-                self.whole[name] = None
-            if name == ANY:
-                self._any.add(entry)
-            elif name.endswith(BELOW):
-                self._below.setdefault(name.removesuffix(BELOW), _Bucket()).add(entry)
-            else:
-                self._exact.setdefault(name, _Bucket()).add(entry)
-
-    def add_nameless(self, entry: _Entry) -> None:
-        """Of a deny: calls to anyone, whose names need not be known."""
-        self._empty = False
-        self._any.add(entry)
-
-    def first(
-        self, names: Iterable[str], path: str | None, interface: str | None, member: str, *, narrow: bool = False
-    ) -> _Entry | None:
-        """The first entry of the file that fits, or None. narrow: only entries that name the bus exactly count."""
-        if self._empty:
-            return None
-        deny, best = self._deny, None
-        if narrow:
-            bucket = self._exact.get(BUS)
-            return None if bucket is None else bucket.first(None, path, interface, member, deny)
-        known = False
-        for name in names:
-            known = True
-            bucket = self._exact.get(name)
-            if bucket is not None:
-                best = bucket.first(best, path, interface, member, deny)
-            if self._below:
-                for prefix in prefixes(name):
-                    bucket = self._below.get(prefix)
-                    if bucket is not None:
-                        best = bucket.first(best, path, interface, member, deny)
-        if known or deny:  # a peer without a name is nobody that an allow could mean
-            best = self._any.first(best, path, interface, member, deny)
-        return best
-
-    def means(self, name: str) -> bool:
-        return name_matches(tuple(self.patterns), name)
-
-    def means_whole(self, name: str) -> bool:
-        return name_matches(tuple(self.whole), name)
-
-
 class DbusRules:
-    """What judges. ``everything``: nothing is denied to this peer, so nothing need be looked at."""
+    """What judges.
+
+    everything      nothing is denied to this peer, so nothing need be looked at
+    denies_by_name  some call is denied by the names of its destination
+    """
 
     def __init__(self, rules: Sequence[RequestRule]) -> None:
-        self._allow: dict[_Kind, _Index] = {kind: _Index(deny=False) for kind in _KINDS}
-        self._deny: dict[_Kind, _Index] = {kind: _Index(deny=True) for kind in _KINDS}
-        self._allow_all: _Entry | None = None
-        self._deny_all: _Entry | None = None
+        self._allow: dict[_Kind, Index] = {kind: Index(deny=False) for kind in _KINDS}
+        self._deny: dict[_Kind, Index] = {kind: Index(deny=True) for kind in _KINDS}
+        self._allow_all: Entry | None = None
+        self._deny_all: Entry | None = None
         # Those that no permissive proxy lets through come first, and so decide.
         for order, rule in enumerate(sorted(rules, key=lambda rule: not rule.uncertain)):
             self._add(order, rule)
         self.everything = self._allow_all is not None and not any(rule.deny for rule in rules)
         self._followed = self._names_to_follow()
+        self.denies_by_name = self._deny[Call].named
 
     def _add(self, order: int, rule: RequestRule) -> None:
         verdict = rule.verdict()
         if rule.what is None:
-            entry = _Entry(order, verdict, None, None, None)
+            entry = Entry(order, verdict, None, None, None)
             if rule.deny:
                 self._deny_all = self._deny_all or entry
             else:
@@ -185,7 +78,7 @@ class DbusRules:
             return
         indexes = self._deny if rule.deny else self._allow
         for one in cast("list[dict[str, list[str]]]", rule.what):
-            entry = _Entry(
+            entry = Entry(
                 order,
                 verdict,
                 any_of(map(path_glob, one["path"])) if "path" in one else None,
@@ -199,25 +92,30 @@ class DbusRules:
                 indexes[Call].add_nameless(entry)
 
     def judge(self, request: object, /) -> RequestVerdict:
-        """Judge a Call, an Own or a Receive."""
+        """Judge a Call, an Own or a Receive. Where a peer may have more names, the reason says what rests on those."""
         if self._deny_all is not None:
             return self._deny_all.verdict
         kind: _Kind
         names: Iterable[str]
         path = interface = None
-        member, narrow = "", False
+        member, narrow, whole = "", False, True
         if isinstance(request, Call):
             kind, names = Call, request.destinations
             path, interface, member = request.path, request.interface, request.member
             narrow = BUS in names and privileged(interface, member)
+            whole = request.whole or BUS in names
         elif isinstance(request, Receive):
             kind, names = Receive, request.senders
             path, interface, member = request.path, request.interface, request.member
+            whole = request.whole or BUS in names
         elif isinstance(request, Own):
             kind, names = Own, (request.name,)
         else:
             raise TypeError(f"not a request on a bus: {request!r}")
-        denied = self._deny[kind].first(names, path, interface, member)
+        to_bus = kind is Call and BUS in names
+        denied = self._deny[kind].first(names, None if to_bus else path, interface, member)  # it takes any path
+        if denied is None and narrow and member == MONITOR:
+            denied = self._deny[Receive].foremost  # a monitor hears everybody
         if denied is not None:
             return denied.verdict
         allowed = self._allow[kind].first(names, path, interface, member, narrow=narrow)
@@ -225,9 +123,18 @@ class DbusRules:
         if every is not None and (allowed is None or every.order < allowed.order):
             allowed = every
         if allowed is None:
-            to_bus = kind is Call and BUS in names and service(interface, member) is not None
-            return _TO_EVERYONE if to_bus else _NO_RULE
+            return _TO_EVERYONE if to_bus and service(interface, member) is not None else _NO_RULE
+        if not whole:
+            hidden = self._deny[kind].first_by_some_name(path, interface, member)
+            if hidden is not None:
+                reason = f"{allowed.verdict.reason}, unless its owner has another name that is {hidden.verdict.reason}"
+                return allowed.verdict._replace(reason=reason)
         return allowed.verdict
+
+    def denied_by_some_name(self, path: str | None, interface: str | None, member: str) -> RequestVerdict | None:
+        """What a call like this one is denied by when whom it calls has that name, too; None when by nothing."""
+        entry = self._deny[Call].first_by_some_name(path, interface, member)
+        return None if entry is None else entry.verdict
 
     def visible(self, name: str) -> bool:
         """Whether this well-known name may be seen: some call to it, some signal from it, or owning it is allowed.

@@ -6,7 +6,7 @@
 
 ``parse_request`` reads this form (``explain --request``, ``expect``), ``describe`` writes it (audit events), and
 ``suggest_what`` makes rules of it. In place of a name, ":1.5" or "-" is a peer that owns no known name; "-" in place
-of a path is one that is not known.
+of a path is one that is not known. Who owns a name that is given may own others, too.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class Call:
     path          None: not known
     interface     None: left out, so the called may take it as any that has the member
     addressed     what stood in the message, for ``describe``: no part of what is judged
+    whole         False: the called may own more names than these
     """
 
     destinations: frozenset[str]
@@ -50,6 +51,7 @@ class Call:
     interface: str | None
     member: str
     addressed: str = field(default="", compare=False)
+    whole: bool = field(default=True, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +63,13 @@ class Own:
 
 @dataclass(frozen=True, slots=True)
 class Receive:
-    """A signal on its way to the peer. senders: every well-known name that the sender owns."""
+    """A signal on its way to the peer. senders: every well-known name that the sender owns; whole: as of a Call."""
 
     senders: frozenset[str]
     path: str | None
     interface: str | None
     member: str
+    whole: bool = field(default=True, compare=False)
 
 
 Request: TypeAlias = Call | Own | Receive
@@ -85,12 +88,15 @@ def parse_request(text: str) -> Request:
     if kind == "call" and len(words) == 3:
         name, path, what = words
         interface, member = _interface_and_member(what)
-        return Call(_names(name), _path(path), interface, member, addressed=name)
+        names = _names(name)
+        return Call(names, _path(path), interface, member, addressed=name, whole=not names)
     if kind == "receive" and len(words) in (2, 3):
         interface, member = _interface_and_member(words[-1])
         if interface is None:
             raise Bad(f"{quoted(words[-1])} has no interface: a signal always has one, such as org.example.App.Changed")
-        return Receive(_names(words[0]), _path(words[1]) if len(words) == 3 else None, interface, member)
+        names = _names(words[0])
+        path_given = _path(words[1]) if len(words) == 3 else None
+        return Receive(names, path_given, interface, member, whole=not names)
     raise Bad(f"must be {FORMS[kind]}")
 
 

@@ -12,12 +12,14 @@ from collections.abc import Collection, Iterator, Sequence
 from itertools import chain
 from typing import Final
 
-from sockguard.protocols.base import BACKEND, RequestRules, RequestVerdict, Start
+from sockguard.protocols.base import BACKEND, CLIENT, RequestRules, RequestVerdict, Start
 from sockguard.protocols.dbus import wire
-from sockguard.protocols.dbus.bus_calls import ACCESS_DENIED, LIMITS_EXCEEDED, BusCalls
-from sockguard.protocols.dbus.following import PATH, Following
+from sockguard.protocols.dbus.bus_calls import ACCESS_DENIED, BusCalls
+from sockguard.protocols.dbus.by_owner import ByOwner
+from sockguard.protocols.dbus.following import LIMITS_EXCEEDED, PATH, Following
 from sockguard.protocols.dbus.gate import Gate, Revoked, TooMuch, denies, of_dbus
 from sockguard.protocols.dbus.names import BUS
+from sockguard.protocols.dbus.outcome import DROP, WAIT, Judge
 from sockguard.protocols.dbus.requests import Call, describe
 from sockguard.protocols.dbus.wire import (
     METHOD_CALL,
@@ -36,9 +38,6 @@ MAX_TOLD: Final = 256
 MAX_TOLD_TEXT: Final = 400
 """Characters by which those kinds are told apart."""
 
-DROP: Final = 0
-WAIT: Final = -1
-
 NOT_SUPPORTED: Final = "org.freedesktop.DBus.Error.NotSupported"
 
 _UNEXPECTED: Final = RequestVerdict(False, None, "no call waits for this reply")
@@ -55,6 +54,8 @@ class Traffic:
     then               goes to the client behind the message that was judged last
     monitors           the client sees all of the bus from here on, and may say nothing more
     more               one of those two is new; who has done as they say takes it back
+    head               of the message that was REPLACED
+    judges             of messages of the client, and of the bus
     takes_fds          file descriptors were agreed on with the client
     serials_to_bus     for the messages to come, and serials_to_client
     """
@@ -67,10 +68,12 @@ class Traffic:
         self._pending: dict[int, tuple[int, str, str]] = {}  # ours to the bus → (the client's, whom it called, owner)
         self._arrived: dict[int, tuple[int, str]] = {}  # ours to the client → (the caller's, the caller)
         self._told: set[str] = set()
-        self.then = b""
+        self.then = self.head = b""
+        self.judges: list[Judge] = [self.from_client, self.from_bus]
         self.monitors = self.more = self.takes_fds = False
         self.following = Following(self)
         self.bus = BusCalls(self)
+        self.by_owner = ByOwner(self)
         self.serials_to_bus = _serials(self._pending, self.bus.asked, self.following.asked)
         self.serials_to_client = _serials(self._arrived)
 
@@ -109,8 +112,7 @@ class Traffic:
         """The client has its name, or other rules are to hold."""
         self.following.adopt(self._rules, enforce=self._enforce)
 
-    # Each of the following gives the serial that the message is to have on the other side; DROP: it does not pass;
-    # WAIT: it is to be shown again, with more.
+    # Each of the following gives the serial that the message is to have on the other side, or one of outcome.py.
 
     def from_client(self, fields: Fields, serial: int, reply_to: int, data: memoryview, at: int, after: int) -> int:
         if self.following.waiting:
@@ -128,6 +130,12 @@ class Traffic:
                 raise Malformed("the first message is not Hello")
             if fields.kind != METHOD_CALL and fields.kind != SIGNAL:
                 return self._answer_of_client(fields, reply_to, data, at)
+            hidden = gate.hidden(fields)
+            if hidden is not None:
+                outcome = self.by_owner.prepare(fields, serial, hidden, data, at)
+                if outcome is not None:
+                    return outcome
+            self.following.failure = None
             verdict = gate.call(fields)
         if (self.tell_allowed or not verdict.allowed) and not self.permits(describe(gate.request(fields)), verdict):
             if fields.kind == METHOD_CALL:
@@ -143,6 +151,10 @@ class Traffic:
         new_serial = next(self.serials_to_bus)
         pending[new_serial] = serial, called, gate.owners.owner.get(called, called)
         return new_serial
+
+    def renewed(self) -> None:
+        """Other rules hold."""
+        self.judges[CLIENT] = self.by_owner.from_client if self.gate.rules.denies_by_name else self.from_client
 
     def _answer_of_client(self, fields: Fields, reply_to: int, data: memoryview, at: int) -> int:
         """The client answers a call that had come to it."""
@@ -166,8 +178,11 @@ class Traffic:
 
     def refuse(self, fields: Fields, serial: int, reason: str, name: str = ACCESS_DENIED) -> None:
         """Answer a call of the client's ourselves, as the bus would: with an error, in its place. Raises TooMuch."""
+        self.fail(fields, serial, name, f"sockguard: {reason}")
+
+    def fail(self, fields: Fields, serial: int, name: str, text: str) -> None:
+        """As ``refuse``, with a text that is somebody else's."""
         if fields.wants_reply:
-            text = f"sockguard: {reason}"
             self.bus.answer(wire.error(next(self.serials_to_client), serial, name, text, self.gate.unique, BUS))
 
     def from_bus(self, fields: Fields, serial: int, reply_to: int, data: memoryview, at: int, after: int) -> int:
@@ -187,6 +202,8 @@ class Traffic:
             return self._arrival(fields, serial)
         own, called, owner = self._pending.get(reply_to, _NONE)
         if not own or (sender != owner and not gate.may_answer(called, owner, sender or "")):
+            if self.following.pinged(reply_to):
+                return DROP
             self.tell_once(f"reply {sender or '-'}", _UNEXPECTED, denied=True)
             return DROP
         del self._pending[reply_to]

@@ -34,6 +34,7 @@ from sockguard.protocols.dbus.signature import MAX_ARRAY, Malformed
 
 __all__ = [
     "ALLOW_INTERACTIVE",
+    "BODY_LENGTH_AT",
     "ERROR",
     "FIXED",
     "MAX_ARRAY",
@@ -73,6 +74,8 @@ class Message(NamedTuple):
     reply_serial: int
 
 
+BODY_LENGTH_AT: Final = 4
+"""Where the length of the body stands in a message, a u32."""
 SERIAL_AT: Final = 8
 """Where the serial stands in a message, a u32."""
 

@@ -103,6 +103,38 @@ def test_a_request_that_is_allowed(run: Explain, capsys: pytest.CaptureFixture[s
     assert run("--uid", 3000, "--request", "receive org.freedesktop.login1 org.freedesktop.login1.Manager.New") == 1
 
 
+OTHER_NAMES = """
+[[proxy.bus.deny]]
+name = "shell"
+users = [3001]
+dbus = [{ destination = "org.gnome.Shell", interface = "org.gnome.Shell" }, { receive = "org.gnome.Shell" }]
+"""
+
+
+@pytest.mark.parametrize(
+    ("request_text", "said"),
+    [
+        ("call org.gnome.Mutter.DisplayConfig /org/gnome/Shell org.gnome.Shell.Eval", True),
+        ("call org.gnome.Mutter.DisplayConfig /org/gnome/Shell Eval", True),
+        ("call org.gnome.Mutter.DisplayConfig /org/gnome/Shell org.gnome.Mutter.DisplayConfig.Get", False),
+        ("receive org.gnome.Mutter.DisplayConfig org.gnome.Shell.Said", True),
+        ("call :1.5 /org/gnome/Shell org.gnome.Shell.Eval", False),
+        ("call org.freedesktop.DBus /org/freedesktop/DBus GetId", False),
+        ("own org.gnome.Mutter.DisplayConfig", False),
+    ],
+)
+def test_other_names_of_an_owner(
+    run: Explain, folder: Path, capsys: pytest.CaptureFixture[str], request_text: str, said: bool
+) -> None:
+    """A deny by a name is about all names of who owns it, and which those are nobody knows here: so that is said."""
+    write(folder / "sockguard.toml", FILE.format(folder=folder) + OTHER_NAMES)
+    assert run("--uid", 3001, "--executable", "/bin/x", "--request", request_text) == 0
+    unless = ", unless its owner has another name that is denied by shell" if said else ""
+    assert capsys.readouterr().out.splitlines()[2] == f"because it is allowed by admins{unless}"
+    assert run("--uid", 3001, "--request", "call org.gnome.Shell / org.gnome.Shell.Eval") == 1
+    assert capsys.readouterr().out.splitlines()[2] == "because it is denied by shell"
+
+
 def test_a_request_that_is_denied(run: Explain, capsys: pytest.CaptureFixture[str]) -> None:
     """A deny beats the rule that allows everything, also where its conditions cannot be known."""
     assert run("--uid", 3001, "--request", REBOOT, "--executable", "/usr/bin/ssh") == 1

@@ -280,6 +280,20 @@ def test_monitor_that_may_be_none_any_more(piece: int) -> None:
     assert scene.bus.seen == []
 
 
+def test_monitor_and_what_may_not_be_heard(piece: int) -> None:
+    """It would hear that, too. So it is denied, by that rule; and one that is there ends."""
+    deaf = rules(None, [{"receive": SECRET, "member": "Told"}])
+    for interface in ("org.freedesktop.DBus.Monitoring", None):
+        scene = Scene(deaf, piece=piece)
+        scene.ask("BecomeMonitor", interface=interface)
+        assert scene.said() == [DENIED]
+        assert scene.play.audits[0].rule == "d"
+    scene = monitor(rules(None, [{"destination": SECRET}]), piece)
+    assert scene.play.tunnel(BACKEND)
+    scene.renew(deaf)
+    assert scene.play.outcome == "revoked"
+
+
 @pytest.mark.parametrize("new", [[{"own": APP}], [{"destination": SECRET}]])
 def test_monitor_that_may_be_none_when_the_bus_answers(piece: int, new: list[dict[str, object]]) -> None:
     """New rules that come between ask and answer end it as those do that come later; with questions of ours or none."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sockguard.protocols.dbus import wire
+from sockguard.protocols.dbus import gate, wire
 from sockguard.protocols.dbus.names import BUS
 from tests.unit.protocols.dbus.scripted import APP, APP_OWNER, DENIED, PATH, SECRET, SECRET_OWNER, Scene, rules
 
@@ -79,3 +81,51 @@ def test_owners_are_followed(steps: list[tuple[str, object]]) -> None:
             scene.bus.seen.clear()
             scene.call(str(what), flags=wire.NO_REPLY_EXPECTED)
             assert (scene.reached() == ["Do"]) == (allowed and what in (APP, owner))
+
+
+PEERS = [":1.5", ":1.6", ":1.8"]
+NAMES = [SECRET, APP, "org.example.A", "org.example.B"]
+
+
+@given(
+    steps=st.lists(
+        st.one_of(
+            st.tuples(st.just("owns"), st.tuples(st.sampled_from(NAMES), st.sampled_from(["", *PEERS]))),
+            st.tuples(st.just("calls"), st.tuples(st.sampled_from([*NAMES, *PEERS]), st.sampled_from([0, 2]))),
+            st.tuples(st.just("rules"), st.tuples(st.booleans(), st.booleans())),
+        ),
+        max_size=30,
+    ),
+    watched=st.sampled_from([1, 2, 256]),
+)
+def test_a_deny_follows_its_owner(steps: list[tuple[str, tuple[object, object]]], watched: int) -> None:
+    """By whichever name, a call reaches who owns that at that moment, and nobody who owns the denied name then."""
+    denying = [
+        rules(None, [{"destination": SECRET}]),
+        rules([{"destination": "org.example.*"}], [{"destination": SECRET, "member": "Do"}]),
+    ]
+    with patch.object(gate, "MAX_WATCHED", watched):
+        scene = Scene(denying[0], owners={})
+        scene.bus.errors["StartServiceByName"] = "org.freedesktop.DBus.Error.ServiceUnknown"
+        owners: dict[str, str] = {}
+        narrow = False
+        for step, (what, more) in steps:
+            if step == "owns" and owners.get(str(what), "") != more:
+                owners[str(what)] = str(more)
+                scene.bus.owner_changes(str(what), str(more))
+            elif step == "rules":
+                narrow = bool(what)
+                scene.renew(denying[narrow])
+            elif step == "calls":
+                scene.bus.seen.clear()
+                target = str(what)
+                owner = owners.get(target, "") if target in NAMES else target
+                scene.call(target, flags=wire.NO_REPLY_EXPECTED | int(str(more)))
+                reached = [got.fields.destination for got in scene.bus.seen if got.says == "Do"]
+                if owner and owner != owners.get(SECRET) and target != SECRET:
+                    known = not narrow or owner in owners.values()
+                    assert reached == ([owner] if known else [])
+                elif owner or target == SECRET or not more:
+                    assert reached == []
+                else:
+                    assert reached == [target], "it asks for none to be started, and there is none"

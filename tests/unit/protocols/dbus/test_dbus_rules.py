@@ -486,3 +486,13 @@ def test_many_rules_are_found_by_name() -> None:
     assert found.judge(Own("o.B500.X")).rule == "a500"
     assert found.judge(Own("o.B5000")).rule is None
     assert found.judge(parse_request("call o.C / x.y.M7", {})).rule == "a1007"
+
+
+def test_the_bus_has_no_paths() -> None:
+    """It answers on any: a deny that has one is about all, and an allow about what it says."""
+    bus = "org.freedesktop.DBus"
+    where = f'{{ destination = "{bus}", path = "/a", member = "ReloadConfig" }}'
+    for path, result in (("/a", True), ("/b", False)):
+        request = f"call {bus} {path} {bus}.ReloadConfig"
+        assert allowed(request, where) == result
+        assert not allowed(request, f'{{ destination = "{bus}" }}', deny=(where,))

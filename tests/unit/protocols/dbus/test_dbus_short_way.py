@@ -21,6 +21,7 @@ RULES: Final = [
     rules([{"destination": APP}, {"own": APP}]),
     rules([{"destination": APP, "interface": APP}, {"receive": SECRET}], deny=[{"destination": APP, "member": "Bad"}]),
     rules([{"destination": BUS, "interface": MONITORING}, {"destination": SECRET}]),
+    rules(None, deny=[{"destination": SECRET}]),
     rules([]),
     rules(None),
 ]
