@@ -26,10 +26,14 @@ from sockguard.identity import peercred, process
 from sockguard.identity.peer import OVERFLOW_ID, Unknown
 from sockguard.monitor import impersonate, plan
 from sockguard.monitor.disposal import ForkDisposal
+from sockguard.monitor.doors import Doors
 from sockguard.privsep import activation, channel, foreign, listening, memfd, rights, spawn
 from sockguard.privsep.leaving import leave
 from sockguard.privsep.messages import (
     CONTROL_TO_MONITOR,
+    MAX_BATCH,
+    Accept,
+    Accepted,
     Adopt,
     Bind,
     ConfigRefused,
@@ -122,11 +126,13 @@ class Monitor:
         self._control_account: rights.Account | None = None
         self._relay_account: rights.Account | None = None
         self._disposal = ForkDisposal()
+        self._doors = Doors(self._disposal)
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._handlers: dict[type[Message], Callable[..., tuple[Message, list[int]]]] = {
             ReadConfig: self._read_config,
             Bind: self._bind,
             Facts: self._facts,
+            Accept: self._accept,
             ConnectAs: self._connect_as,
             SpawnRelay: self._spawn_relay,
             EndRelay: self._end_relay,
@@ -267,12 +273,14 @@ class Monitor:
         sock, bound = listening.listen(spec, self._adopted)
         if bound:
             self._bound[message.proxy] = bound
+        self._doors.keep(spec, sock)
         return Done(1), [sock.detach()]
 
     def _unbind(self, message: Unbind) -> tuple[Message, list[int]]:
         bound = self._bound.pop(message.proxy, None)
         if bound:
             bound.remove()
+        self._doors.forget((message.proxy,))
         return Done(0), []
 
     def _adopt(self, _: Adopt) -> tuple[Message, list[int]]:
@@ -300,13 +308,27 @@ class Monitor:
             return ProcessFacts("", program.reason), []
         return ProcessFacts(program, ""), []
 
+    def _accept(self, message: Accept) -> tuple[Message, list[int]]:
+        door = self._doors.get(message.proxy)
+        if door is None or message.proxy not in self._impersonations:
+            raise SockguardError(f"proxy.{message.proxy[:64]}: no identity = 'client' as the monitor reads the file")
+        accepted, number = door.accept(min(message.most, MAX_BATCH))
+        return Accepted(number, tuple((proof,) for _, proof in accepted)), [sock.detach() for sock, _ in accepted]
+
     def _connect_as(self, message: ConnectAs, client: int) -> tuple[Message, list[int]]:
-        """Who the client is, the kernel says here, too; what control made of it does not count."""
+        """Who the client is, the kernel says here, too; what control made of it does not count.
+
+        Only for what the proxy's own listener has accepted: the peer of any other socket is somebody who never asked
+        for anything, perhaps root.
+        """
         target = self._impersonations.get(message.proxy)
         if target is None:
             raise SockguardError(f"proxy.{message.proxy[:64]}: no identity = 'client' as the monitor reads the file")
+        door = self._doors.get(message.proxy)
+        fits = door is not None and door.fits(self._in_force.get(message.proxy))
         with _socket(client) as sock:
-            self._check_accepted(message.proxy, sock)
+            if door is None or not fits or not door.has_accepted(sock, message.proof):
+                raise SockguardError(f"proxy.{message.proxy}: not a connection that the monitor accepted for it")
             try:
                 _pid, uid, gid = peercred.credentials(sock)
             except OSError as error:
@@ -324,18 +346,6 @@ class Monitor:
         except OSError as error:
             raise SockguardError(f"the client's identity cannot be taken over: {error.strerror}") from error
         return (NotConnected(connected), []) if isinstance(connected, int) else (Done(1), [connected.detach()])
-
-    def _check_accepted(self, proxy: str, sock: socket.socket) -> None:
-        """Only what that proxy's listener has accepted, and that has its address, has a client as its peer.
-
-        The peer of a listener is whoever listens, the peer of a socket that control has connected is the service
-        there: either way somebody who never asked for anything, perhaps root.
-        """
-        spec = self._in_force.get(proxy)
-        address = listening.address(spec, self._adopted) if spec else None
-        listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-        if sock.family != socket.AF_UNIX or listens or not address or sock.getsockname() != address:
-            raise SockguardError(f"proxy.{proxy[:64]}: not a connection that came in by its listening socket")
 
     def _spawn_relay(self, message: SpawnRelay) -> tuple[Message, list[int]]:
         if len(self._relays) >= MAX_RELAYS:

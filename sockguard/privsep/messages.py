@@ -3,9 +3,9 @@
 A message is one packet of a SOCK_SEQPACKET pair: a JSON array, its tag first, then the fields in the order
 below; passed fds travel with it. Rows are arrays of plain integers and strings, checked field by field.
 
-    control → monitor   read_config · bind · unbind · adopt · facts · connect_as · spawn_relay · end_relay
+    control → monitor   read_config · bind · unbind · adopt · facts · accept · connect_as · spawn_relay · end_relay
     monitor → control   done · failed · config_text · config_refused · process_facts      one answer a question
-                        not_connected
+                        accepted · not_connected
                         signal · relay_exited                                             at any time
     control → relay     generation · rule_sets · connections · assign · credits · close · ping · stop
     relay   → control   hello · generation_taken · connections_taken · requests · closed · pong · fault
@@ -73,14 +73,25 @@ class Facts(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class Accept(Message):
+    """Accept up to ``most`` connections of a proxy with ``identity = "client"`` (up to MAX_BATCH). Answer: accepted."""
+
+    TAG = "accept"
+    proxy: str
+    most: int
+
+
+@dataclass(frozen=True, slots=True)
 class ConnectAs(Message):
     """Connect to that proxy's backend as the client whose connection comes along.
 
-    Answer: done with the connected socket, not_connected, or failed when that client may not be shown.
+    proof: what accepted said with it; no other socket is taken. Answer: done with the connected socket, not_connected,
+    or failed when that client may not be shown.
     """
 
     TAG = "connect_as"
     proxy: str
+    proof: str
 
     def fds(self) -> int:
         return 1
@@ -163,6 +174,21 @@ class ProcessFacts(Message):
     TAG = "process_facts"
     executable: str
     unknown: str
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted(Message):
+    """Connections that came in by the proxy's listening socket: rows of (proof,), one fd each, in their order.
+
+    number: the errno of accept(2) that ended it; 0 when no more wait, or it was all that was asked for.
+    """
+
+    TAG = "accepted"
+    number: int
+    rows: tuple[Row, ...]
+
+    def fds(self) -> int:
+        return len(self.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,9 +391,9 @@ CREDITS: Final = 512
 MAX_OVERDRAFT: Final = 4096
 """Rows that a relay may send beyond its credits: what a read of 64 KiB holds if each request has 16 bytes."""
 
-CONTROL_TO_MONITOR: Final = table_of(ReadConfig, Bind, Facts, ConnectAs, SpawnRelay, EndRelay, Unbind, Adopt)
+CONTROL_TO_MONITOR: Final = table_of(ReadConfig, Bind, Facts, Accept, ConnectAs, SpawnRelay, EndRelay, Unbind, Adopt)
 MONITOR_TO_CONTROL: Final = table_of(
-    Done, Failed, ConfigText, ConfigRefused, ProcessFacts, NotConnected, Signal, RelayExited
+    Done, Failed, ConfigText, ConfigRefused, ProcessFacts, Accepted, NotConnected, Signal, RelayExited
 )
 CONTROL_TO_RELAY: Final = table_of(Generation, RuleSets, Connections, Assign, Credits, Close, Ping, Stop)
 RELAY_TO_CONTROL: Final = table_of(Hello, GenerationTaken, ConnectionsTaken, Requests, Closed, Pong, Fault)

@@ -84,8 +84,11 @@ class Admission:
         self._wants = wants(proxy.rules)
         self._forget(_now())
 
-    async def arrive(self, client: socket.socket) -> None:
-        """Judge an accepted connection and deliver or close it. Only process facts make this wait."""
+    async def arrive(self, client: socket.socket, proof: str = "") -> None:
+        """Judge an accepted connection and deliver or close it. Only process facts make this wait.
+
+        proof: see listener.Arrival
+        """
         number = self._connections.next_number()
         if self.proxy.listen.kind is ListenKind.ADOPTED:  # it may have come in by what the .socket unit had set
             foreign.ask_for_nothing(client, credentials=self.proxy.sender == "same-user")
@@ -118,7 +121,7 @@ class Admission:
             return
         if not verdict.allowed:
             self._record.would_deny(self.proxy, number, peer, verdict.rule, verdict.reason)
-        connection = Connection(number, self, peer, user, rule, trio.current_time(), rules)
+        connection = Connection(number, self, peer, user, rule, trio.current_time(), rules, proof)
         self._connections.add(connection)
         self._delivery.deliver(connection, client)
 

@@ -136,7 +136,7 @@ class Daemon:
             )
 
         async with trio.open_nursery() as accepting:
-            self._guards = Guards(accepting, self._pool.flush, self._wait_for_room, self._disposal)
+            self._guards = Guards(accepting, self._pool.flush, self._wait_for_room, self._disposal, self._privileges)
             self._reloader = Reloader(
                 self._privileges, self._guards, self._pool, self._connections, make, self._disposal
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import trio
@@ -14,15 +14,18 @@ from sockguard.privsep import foreign, listening
 from sockguard.privsep.foreign import Disposer
 from sockguard.server import listener, systemd
 from sockguard.server.admission import Admission
+from sockguard.server.listener import Arrival
+from sockguard.server.privileges import Privileges
 
 
 @dataclass(slots=True, eq=False)
 class Guard:
-    """One proxy at its door. ``accepting`` ends its accept loop."""
+    """One proxy at its door. ``accepting`` ends its accept loop; ``removed``: nobody is let in by it any more."""
 
     admission: Admission
     socket: socket.socket
     accepting: trio.CancelScope
+    removed: bool = False
 
 
 class Guards:
@@ -32,6 +35,7 @@ class Guards:
     burst_done     called after each burst of accepted connections
     wait_for_room  waits while no connection may be admitted
     disposer       closes connections that nobody accepts any more
+    privileges     accepts for proxies that show their clients to the service
     """
 
     def __init__(
@@ -40,7 +44,9 @@ class Guards:
         burst_done: Callable[[], None],
         wait_for_room: Callable[[], Awaitable[None]],
         disposer: Disposer,
+        privileges: Privileges,
     ) -> None:
+        self._privileges = privileges
         self._nursery = nursery
         self._burst_done = burst_done
         self._wait_for_room = wait_for_room
@@ -69,6 +75,7 @@ class Guards:
     def remove(self, name: str) -> None:
         """Accept no more for a proxy, and end what has connected to it but was not accepted yet."""
         guard = self._guards.pop(name)
+        guard.removed = True
         guard.accepting.cancel()
         if guard.admission.proxy.listen.kind is ListenKind.ADOPTED:
             self._disposer.dispose((guard.socket,))  # systemd has it, and goes on listening
@@ -101,7 +108,17 @@ class Guards:
                 guard.admission.drop,
                 self._burst_done,
                 self._wait_for_room,
+                lambda most: self._take(guard, most),
             )
+
+    async def _take(self, guard: Guard, most: int) -> Sequence[Arrival]:
+        if guard.admission.proxy.identity != "client":
+            return (Arrival(guard.socket.accept()[0]),)
+        arrivals = await self._privileges.accept(guard.admission.proxy, most)
+        if guard.removed:  # while the monitor was asked
+            foreign.end_all((client for client, _ in arrivals), self._disposer)
+            raise BlockingIOError
+        return arrivals
 
 
 def close_listener(proxy: Proxy, sock: socket.socket, disposer: Disposer, *, restarting: bool = True) -> None:

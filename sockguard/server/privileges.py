@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -20,6 +21,8 @@ from sockguard.identity.peer import Unknown
 from sockguard.privsep import activation, channel, listening, memfd, spawn
 from sockguard.privsep.messages import (
     MONITOR_TO_CONTROL,
+    Accept,
+    Accepted,
     Adopt,
     Bind,
     ConfigRefused,
@@ -38,6 +41,7 @@ from sockguard.privsep.messages import (
     Unbind,
     check_row,
 )
+from sockguard.server.listener import Arrival
 
 
 class Privileges(Protocol):
@@ -53,7 +57,11 @@ class Privileges(Protocol):
 
     async def executable(self, client: socket.socket, pid: int) -> str | Unknown: ...
 
-    async def connect_as(self, proxy: Proxy, client: socket.socket) -> socket.socket | int:
+    async def accept(self, proxy: Proxy, most: int) -> list[Arrival]:
+        """What has come in for a proxy with ``identity = "client"``, ``most`` at most. Raises OSError as accept(2)."""
+        ...
+
+    async def connect_as(self, proxy: Proxy, client: socket.socket, proof: str) -> socket.socket | int:
         """A connection to the backend that shows the client's identity, or the errno of connect(2)."""
         ...
 
@@ -86,6 +94,7 @@ END_SECONDS: Final = 2.0
 """For relays that were killed. One that the kernel keeps longer is left to it."""
 
 
+_NO_IDENTITY: Final = "the client's identity cannot be shown without CAP_SETUID and CAP_SETGID"
 _SIGNALS: Final = {signal.SIGHUP: "reload", signal.SIGTERM: "terminate", signal.SIGINT: "restart"}
 
 
@@ -130,8 +139,11 @@ class OwnRights:
         program, _ = process.process_facts(client, pid, want_executable=True, want_cgroup=False)
         return program
 
-    async def connect_as(self, proxy: Proxy, client: socket.socket) -> socket.socket | int:
-        raise SockguardError("the client's identity cannot be shown without CAP_SETUID and CAP_SETGID")
+    async def accept(self, proxy: Proxy, most: int) -> list[Arrival]:
+        raise SockguardError(_NO_IDENTITY)
+
+    async def connect_as(self, proxy: Proxy, client: socket.socket, proof: str) -> socket.socket | int:
+        raise SockguardError(_NO_IDENTITY)
 
     async def spawn_relay(self, number: int, protocols: str) -> tuple[socket.socket, int]:
         try:
@@ -256,8 +268,18 @@ class FromMonitor:
             raise ChannelError(f"the monitor answered with {answer.TAG}")
         return answer.executable or Unknown(answer.unknown)
 
-    async def connect_as(self, proxy: Proxy, client: socket.socket) -> socket.socket | int:
-        answer, fds = await self._ask(ConnectAs(proxy.name), client.fileno())
+    async def accept(self, proxy: Proxy, most: int) -> list[Arrival]:
+        answer, fds = await self._ask(Accept(proxy.name, most))
+        if not isinstance(answer, Accepted):
+            raise ChannelError(f"the monitor answered with {answer.TAG}")
+        proofs = [str(check_row(row, str)[0]) for row in answer.rows]
+        arrivals = [Arrival(socket.socket(fileno=fd), proof) for fd, proof in zip(fds, proofs, strict=True)]
+        if not arrivals:
+            raise OSError(answer.number or errno.EAGAIN, os.strerror(answer.number or errno.EAGAIN))
+        return arrivals
+
+    async def connect_as(self, proxy: Proxy, client: socket.socket, proof: str) -> socket.socket | int:
+        answer, fds = await self._ask(ConnectAs(proxy.name, proof), client.fileno())
         if isinstance(answer, NotConnected):
             return answer.number
         return socket.socket(fileno=fds[0])

@@ -167,7 +167,7 @@ def test_a_connection_that_the_monitor_has_made(case: Case, client: Client, pass
         socket.send_fds(service, [b"x"], [service.fileno()])
     copy = made.dup().detach()
     case.monitor._handlers[ConnectAs] = lambda *_: (Done(1), [copy])
-    case.monitor._answer(case.ours, ConnectAs("shown"), [])
+    case.monitor._answer(case.ours, ConnectAs("shown", ""), [])
     assert [sock.fileno() for sock in case.disposer.socks] == ([copy] if passes else [])
     assert is_open(copy) is passes
     _, (fd,), _, _ = socket.recv_fds(case.control, 1000, 1)

@@ -50,6 +50,7 @@ def test_names_that_no_message_holds_are_refused(folder: Path, monitor: Monitor)
     assert answer.rows == ((str(folder / FOLDER), 0, "", text),)
     _, (fd,) = monitor._bind(Bind("p"))
     os.close(fd)
+    monitor._doors._doors["p"]._listener.close()
 
 
 def test_more_mistakes_than_a_message_holds(folder: Path, monitor: Monitor) -> None:

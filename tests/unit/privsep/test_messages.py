@@ -41,7 +41,8 @@ EXAMPLES: Final[list[tuple[Message, MessageTable]]] = [
     (messages.ReadConfig(), CONTROL_TO_MONITOR),
     (messages.Bind("docker"), CONTROL_TO_MONITOR),
     (messages.Facts(), CONTROL_TO_MONITOR),
-    (messages.ConnectAs("docker"), CONTROL_TO_MONITOR),
+    (messages.Accept("docker", 64), CONTROL_TO_MONITOR),
+    (messages.ConnectAs("docker", "0a1b"), CONTROL_TO_MONITOR),
     (messages.SpawnRelay(3, "dbus,http"), CONTROL_TO_MONITOR),
     (messages.EndRelay(3), CONTROL_TO_MONITOR),
     (messages.Unbind("docker"), CONTROL_TO_MONITOR),
@@ -52,6 +53,7 @@ EXAMPLES: Final[list[tuple[Message, MessageTable]]] = [
     (messages.ConfigText((("/etc/a.toml", 10),)), MONITOR_TO_CONTROL),
     (messages.ConfigRefused((("/etc/a.toml", 1, "proxy", "wrong"),)), MONITOR_TO_CONTROL),
     (messages.ProcessFacts("/usr/bin/caf\udce9", ""), MONITOR_TO_CONTROL),
+    (messages.Accepted(24, (("0a1b",), ("2c3d",))), MONITOR_TO_CONTROL),
     (messages.NotConnected(11), MONITOR_TO_CONTROL),
     (messages.Signal("terminate"), MONITOR_TO_CONTROL),
     (messages.RelayExited(3, -9), MONITOR_TO_CONTROL),
@@ -237,7 +239,7 @@ def test_check_row() -> None:
 def test_fds_a_message_must_have() -> None:
     """How many descriptors come along is part of the message: two a connection, the client's with connect_as."""
     assert Connections(((1, 1, 0, 0, 0, 0),) * 3).fds() == 6
-    assert messages.ConnectAs("docker").fds() == 1
+    assert messages.ConnectAs("docker", "").fds() == 1
     assert messages.NotConnected(11).fds() == 0
     assert Close(((1, "revoked"),)).fds() == 0
     assert Hello(1).fds() == 0
