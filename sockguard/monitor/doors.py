@@ -23,8 +23,9 @@ from contextlib import contextmanager
 from typing import Final
 
 from sockguard.errors import ChannelError
+from sockguard.privsep import notification
 from sockguard.privsep.foreign import Disposer
-from sockguard.privsep.listening import ListenSpec
+from sockguard.privsep.listening import ListenSpec, kept_name
 
 SO_COOKIE: Final = 57
 """include/uapi/asm-generic/socket.h; Python's socket module does not name it."""
@@ -73,6 +74,10 @@ class Door:
         own = self.spec
         return spec is not None and (own.kind, own.text, own.type) == (spec.kind, spec.text, spec.type)
 
+    def store(self) -> None:
+        """Have systemd keep it over a restart."""
+        notification.store(kept_name(self.spec.proxy), self._listener.fileno())
+
     def close(self, disposer: Disposer) -> None:
         """Connections may wait in it, and control may have closed its own copy."""
         disposer.dispose((self._listener,))
@@ -88,6 +93,7 @@ class Doors:
     def __init__(self, disposer: Disposer) -> None:
         self._disposer = disposer
         self._doors: dict[str, Door] = {}
+        self._stored: set[str] = set()
 
     def get(self, proxy: str) -> Door | None:
         return self._doors.get(proxy)
@@ -102,6 +108,16 @@ class Doors:
             door = self._doors.pop(proxy, None)
             if door:
                 door.close(self._disposer)
+            if proxy in self._stored:
+                self._stored.remove(proxy)
+                notification.forget(kept_name(proxy))
+
+    def store(self) -> None:
+        """Have systemd keep what was bound since the last time, but for what is systemd's own anyway."""
+        for proxy, door in self._doors.items():
+            if door.spec.kind != "fd" and proxy not in self._stored:
+                door.store()
+                self._stored.add(proxy)
 
 
 class _TooLongError(Exception):

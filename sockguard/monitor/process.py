@@ -8,6 +8,7 @@ that is not on the list (privsep/messages.py) ends control, and with it everythi
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import pwd
 import select
@@ -27,7 +28,8 @@ from sockguard.identity.peer import OVERFLOW_ID, Unknown
 from sockguard.monitor import impersonate, plan
 from sockguard.monitor.disposal import ForkDisposal
 from sockguard.monitor.doors import Doors
-from sockguard.privsep import activation, channel, foreign, listening, memfd, rights, spawn
+from sockguard.monitor.watchdog import Watchdog
+from sockguard.privsep import activation, channel, foreign, listening, memfd, notification, rights, spawn
 from sockguard.privsep.leaving import leave
 from sockguard.privsep.messages import (
     CONTROL_TO_MONITOR,
@@ -35,6 +37,7 @@ from sockguard.privsep.messages import (
     Accept,
     Accepted,
     Adopt,
+    Alive,
     Bind,
     ConfigRefused,
     ConfigText,
@@ -43,6 +46,7 @@ from sockguard.privsep.messages import (
     EndRelay,
     Facts,
     Failed,
+    Heartbeat,
     Message,
     NotConnected,
     ProcessFacts,
@@ -50,6 +54,7 @@ from sockguard.privsep.messages import (
     RelayExited,
     Signal,
     SpawnRelay,
+    Tell,
     Unbind,
     in_packets,
 )
@@ -109,6 +114,10 @@ def _refused(mistakes: Sequence[Mistake]) -> ConfigRefused:
     return ConfigRefused((*answer.rows[:-1], ("", 0, "", f"and {len(mistakes) - told + 1} more mistakes")))
 
 
+class _HangsError(Exception):
+    """The service manager says so: its watchdog was not fed."""
+
+
 class Monitor:
     """One control process, its relays, and what was bound for them."""
 
@@ -125,6 +134,7 @@ class Monitor:
         self._control_pid = 0
         self._control_account: rights.Account | None = None
         self._relay_account: rights.Account | None = None
+        self._watchdog_seconds = notification.watchdog_seconds(os.environ)
         self._disposal = ForkDisposal()
         self._doors = Doors(self._disposal)
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -138,11 +148,12 @@ class Monitor:
             EndRelay: self._end_relay,
             Unbind: self._unbind,
             Adopt: self._adopt,
+            Tell: self._tell,
         }
 
     def run(self) -> int:
         """Start control, serve it until it ends, clean up. Gives the exit status."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGABRT):
             signal.signal(number, lambda *_: None)
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         if rights.effective_capabilities() >= _SPAWNING:
@@ -155,6 +166,8 @@ class Monitor:
         fault = ""
         try:
             self._serve(control)
+        except _HangsError:
+            fault = "the control process does not answer"
         except ChannelError as error:
             fault = f"the control process sent {error}"
         # Not closed: connections of clients may wait in it, and this process would be the last that has them.
@@ -187,9 +200,14 @@ class Monitor:
         poll = select.poll()
         poll.register(control.fileno(), select.POLLIN)
         poll.register(self._wake_read, select.POLLIN)
+        self._watchdog = Watchdog(
+            self._watchdog_seconds, lambda number: channel.send(control, Heartbeat(number)), notification.feed_watchdog
+        )
         while True:
-            ready = {fd for fd, _ in poll.poll()}
+            seconds = self._watchdog.seconds_left()
+            ready = {fd for fd, _ in poll.poll(None if seconds is None else math.ceil(seconds * 1000))}
             try:
+                self._watchdog.turn()
                 if self._wake_read in ready:
                     self._on_signals(control)
                 if control.fileno() in ready:
@@ -201,9 +219,14 @@ class Monitor:
                 return
 
     def _answer(self, control: socket.socket, message: Message, fds: list[int]) -> None:
+        if isinstance(message, Alive):
+            self._watchdog.answered(message.number)
+            return
         try:
             try:
                 answer, answer_fds = self._handlers[type(message)](message, *fds)
+            except ChannelError:
+                raise
             except SockguardError as error:
                 answer, answer_fds = Failed(str(error)), []
         finally:
@@ -232,6 +255,8 @@ class Monitor:
     def _on_signals(self, control: socket.socket) -> None:
         with contextlib.suppress(BlockingIOError):
             numbers = os.read(self._wake_read, 1024)
+        if signal.SIGABRT in numbers:  # WatchdogSignal= of the unit
+            raise _HangsError
         if signal.SIGTERM in numbers:
             channel.send(control, Signal("terminate"))
         elif signal.SIGINT in numbers:  # RestartKillSignal= of the unit
@@ -293,8 +318,15 @@ class Monitor:
         elif missing := needed - self._working_set:
             names = ", ".join(sorted(rights.CAPABILITY_NAMES[number] for number in missing))
             raise SockguardError(f"{names} was given up at the start, when no proxy needed it: restart sockguard")
+        self._doors.store()
         self._impersonations = plan.impersonations(self._sources)
         self._in_force = self._specs
+        return Done(0), []
+
+    def _tell(self, message: Tell) -> tuple[Message, list[int]]:
+        if message.state not in notification.STATES:
+            raise SockguardError("there is no such state")
+        notification.tell(message.state, message.status)
         return Done(0), []
 
     def _facts(self, _: Facts, client: int) -> tuple[Message, list[int]]:

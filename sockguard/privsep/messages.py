@@ -4,9 +4,11 @@ A message is one packet of a SOCK_SEQPACKET pair: a JSON array, its tag first, t
 below; passed fds travel with it. Rows are arrays of plain integers and strings, checked field by field.
 
     control → monitor   read_config · bind · unbind · adopt · facts · accept · connect_as · spawn_relay · end_relay
+                        tell
+                        alive                                                             in answer to heartbeat
     monitor → control   done · failed · config_text · config_refused · process_facts      one answer a question
                         accepted · not_connected
-                        signal · relay_exited                                             at any time
+                        signal · relay_exited · heartbeat                                 at any time
     control → relay     generation · rule_sets · connections · assign · credits · close · ping · stop
     relay   → control   hello · generation_taken · connections_taken · requests · closed · pong · fault
                         these over a pipe (pipe.py), so none can bring a descriptor
@@ -126,6 +128,26 @@ class Adopt(Message):
     TAG = "adopt"
 
 
+@dataclass(frozen=True, slots=True)
+class Tell(Message):
+    """Tell the service manager: ``state`` is one of notification.STATES, ``status`` a line for people, or empty.
+
+    Nothing else of control's gets there. Answer: done.
+    """
+
+    TAG = "tell"
+    state: str
+    status: str
+
+
+@dataclass(frozen=True, slots=True)
+class Alive(Message):
+    """Control's event loop goes round: the same number as in heartbeat. There is no answer."""
+
+    TAG = "alive"
+    number: int
+
+
 # ── monitor → control ────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -217,6 +239,14 @@ class RelayExited(Message):
     TAG = "relay_exited"
     number: int
     status: int
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat(Message):
+    """Are you alive? Answer: alive. Until it comes the service manager is not told that the service is alive."""
+
+    TAG = "heartbeat"
+    number: int
 
 
 # ── control → relay ──────────────────────────────────────────────────────────────────────────────────────
@@ -391,9 +421,11 @@ CREDITS: Final = 512
 MAX_OVERDRAFT: Final = 4096
 """Rows that a relay may send beyond its credits: what a read of 64 KiB holds if each request has 16 bytes."""
 
-CONTROL_TO_MONITOR: Final = table_of(ReadConfig, Bind, Facts, Accept, ConnectAs, SpawnRelay, EndRelay, Unbind, Adopt)
+CONTROL_TO_MONITOR: Final = table_of(
+    ReadConfig, Bind, Facts, Accept, ConnectAs, SpawnRelay, EndRelay, Unbind, Adopt, Tell, Alive
+)
 MONITOR_TO_CONTROL: Final = table_of(
-    Done, Failed, ConfigText, ConfigRefused, ProcessFacts, Accepted, NotConnected, Signal, RelayExited
+    Done, Failed, ConfigText, ConfigRefused, ProcessFacts, Accepted, NotConnected, Signal, RelayExited, Heartbeat
 )
 CONTROL_TO_RELAY: Final = table_of(Generation, RuleSets, Connections, Assign, Credits, Close, Ping, Stop)
 RELAY_TO_CONTROL: Final = table_of(Hello, GenerationTaken, ConnectionsTaken, Requests, Closed, Pong, Fault)

@@ -12,7 +12,7 @@ import trio
 from sockguard.config.settings import ListenKind, Proxy
 from sockguard.privsep import foreign, listening
 from sockguard.privsep.foreign import Disposer
-from sockguard.server import listener, systemd
+from sockguard.server import listener
 from sockguard.server.admission import Admission
 from sockguard.server.listener import Arrival
 from sockguard.server.privileges import Privileges
@@ -64,12 +64,9 @@ class Guards:
         return self._guards.get(name)
 
     def add(self, admission: Admission, sock: socket.socket) -> None:
-        """Begin to accept for a proxy; takes the listening socket over, and has systemd keep it over a restart."""
+        """Begin to accept for a proxy; takes the listening socket over."""
         guard = Guard(admission, sock, trio.CancelScope())
-        proxy = admission.proxy
-        self._guards[proxy.name] = guard
-        if proxy.listen.kind is not ListenKind.ADOPTED:  # that one is systemd's anyway
-            systemd.store(listening.kept_name(proxy.name), sock.fileno())
+        self._guards[admission.proxy.name] = guard
         self._nursery.start_soon(self._accept, guard)
 
     def remove(self, name: str) -> None:
@@ -80,8 +77,7 @@ class Guards:
         if guard.admission.proxy.listen.kind is ListenKind.ADOPTED:
             self._disposer.dispose((guard.socket,))  # systemd has it, and goes on listening
         else:
-            foreign.end_listener(guard.socket, self._disposer)  # the copy that systemd keeps with it
-            systemd.forget(listening.kept_name(name))
+            foreign.end_listener(guard.socket, self._disposer)  # the copies that the monitor and systemd keep with it
 
     def close(self, *, restarting: bool) -> None:
         """Accept no more at all. What lives goes on to be judged by the admissions.

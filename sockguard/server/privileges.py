@@ -14,16 +14,17 @@ from typing import Final, Protocol
 import trio
 
 from sockguard.config.read import Source, read_sources
-from sockguard.config.settings import Proxy
+from sockguard.config.settings import ListenKind, Proxy
 from sockguard.errors import ChannelError, ConfigError, Mistake, SockguardError
 from sockguard.identity import process
 from sockguard.identity.peer import Unknown
-from sockguard.privsep import activation, channel, listening, memfd, spawn
+from sockguard.privsep import activation, channel, listening, memfd, notification, spawn
 from sockguard.privsep.messages import (
     MONITOR_TO_CONTROL,
     Accept,
     Accepted,
     Adopt,
+    Alive,
     Bind,
     ConfigRefused,
     ConfigText,
@@ -31,6 +32,7 @@ from sockguard.privsep.messages import (
     EndRelay,
     Facts,
     Failed,
+    Heartbeat,
     Message,
     NotConnected,
     ProcessFacts,
@@ -38,6 +40,7 @@ from sockguard.privsep.messages import (
     RelayExited,
     Signal,
     SpawnRelay,
+    Tell,
     Unbind,
     check_row,
 )
@@ -79,6 +82,14 @@ class Privileges(Protocol):
         """What was read last is in force."""
         ...
 
+    async def tell(self, state: str, status: str) -> None:
+        """Tell the service manager (notification.tell). Never fails."""
+        ...
+
+    async def keep_alive(self) -> None:
+        """Until cancelled: feed the service manager's watchdog, if that is this process's to do."""
+        ...
+
     def signals(self) -> AsyncIterator[str]:
         """ "terminate", "restart" or "reload", as they come; ends when the monitor has gone."""
         ...
@@ -106,6 +117,8 @@ class OwnRights:
         self._adopted = activation.adopt()
         self._bound: dict[str, listening.Bound] = {}
         self._relays: dict[int, int] = {}
+        self._not_stored: dict[str, socket.socket] = {}
+        self._watchdog_seconds = notification.watchdog_seconds(os.environ)
         self._started = False
 
     async def read_config(self) -> tuple[Source, ...]:
@@ -133,6 +146,8 @@ class OwnRights:
         sock, bound = listening.listen(spec, self._adopted)
         if bound:
             self._bound[proxy.name] = bound
+        if proxy.listen.kind is not ListenKind.ADOPTED:  # that one is systemd's anyway
+            self._not_stored[proxy.name] = sock
         return sock
 
     async def executable(self, client: socket.socket, pid: int) -> str | Unknown:
@@ -161,10 +176,24 @@ class OwnRights:
         bound = self._bound.pop(name, None)
         if bound:
             bound.remove()
+        if not self._not_stored.pop(name, None):
+            notification.forget(listening.kept_name(name))
 
     async def adopt(self) -> None:
+        """It has systemd keep what was bound since the last time over a restart."""
         self._started = True
+        for name, sock in self._not_stored.items():
+            notification.store(listening.kept_name(name), sock.fileno())
+        self._not_stored.clear()
         listening.end_kept(self._adopted)
+
+    async def tell(self, state: str, status: str) -> None:
+        notification.tell(state, status)
+
+    async def keep_alive(self) -> None:
+        while self._watchdog_seconds is not None:
+            notification.feed_watchdog()
+            await trio.sleep(self._watchdog_seconds / 3)
 
     async def signals(self) -> AsyncIterator[str]:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
@@ -219,8 +248,22 @@ class FromMonitor:
                             self._told.send_nowait(name)
                     case RelayExited(number, status):
                         self._statuses[number] = status
+                    case Heartbeat(number):
+                        await self._say_alive(number)
                     case _:
                         self._answers.send_nowait(received)
+
+    async def _say_alive(self, number: int) -> None:
+        """The event loop goes round, since this task has had its turn."""
+        while True:
+            try:
+                channel.send(self._sock, Alive(number))
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(self._sock)
+            except (BrokenPipeError, ConnectionResetError):
+                return
+            else:
+                return
 
     async def _ask(self, question: Message, *fds: int) -> tuple[Message, list[int]]:
         async with self._turn:
@@ -296,6 +339,13 @@ class FromMonitor:
 
     async def adopt(self) -> None:
         await self._ask(Adopt())
+
+    async def tell(self, state: str, status: str) -> None:
+        with contextlib.suppress(SockguardError):  # the monitor has gone: there is nobody to tell
+            await self._ask(Tell(state, status[: notification.MAX_STATUS + 1]))
+
+    async def keep_alive(self) -> None:
+        return  # the monitor does, as long as its pings are answered
 
     async def signals(self) -> AsyncIterator[str]:
         async for name in self._tells:

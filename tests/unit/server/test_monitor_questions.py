@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from sockguard.privsep import channel
-from sockguard.privsep.messages import CONTROL_TO_MONITOR, Facts, ProcessFacts
+from sockguard.privsep.messages import CONTROL_TO_MONITOR, Alive, Facts, Heartbeat, ProcessFacts
 from sockguard.server.privileges import FromMonitor
 
 
@@ -78,3 +78,32 @@ async def test_answer_for_one_who_is_to_end() -> None:
         privileges.close()
     assert scope.cancelled_caught
     assert found == []
+
+
+async def test_the_monitor_asks_whether_control_is_alive() -> None:
+    """It is answered by the event loop, also while a question of control's own is open."""
+    ours, monitor = channel.pair()
+    client, _peer = socket.socketpair()
+    privileges = FromMonitor(ours)
+    with monitor, client, _peer:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(privileges.run)
+            nursery.start_soon(privileges.executable, client, os.getpid())
+            await _next_question(monitor)
+            for number in (1, 2):
+                channel.send(monitor, Heartbeat(number))
+                await trio.lowlevel.wait_readable(monitor)
+                assert channel.receive(monitor, CONTROL_TO_MONITOR) == (Alive(number), [])
+            channel.send(monitor, ProcessFacts("/usr/bin/program", ""))
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        privileges.close()
+
+
+async def test_telling_when_the_monitor_has_gone() -> None:
+    """There is nobody to tell: nothing is raised, and the end goes on."""
+    ours, monitor = channel.pair()
+    monitor.close()
+    privileges = FromMonitor(ours)
+    await privileges.tell("stopping", "x")
+    privileges.close()
