@@ -28,7 +28,9 @@ from sockguard.identity.peer import OVERFLOW_ID, Unknown
 from sockguard.monitor import impersonate, plan
 from sockguard.monitor.disposal import ForkDisposal
 from sockguard.monitor.doors import Doors
+from sockguard.monitor.lookers import Lookers
 from sockguard.monitor.watchdog import Watchdog
+from sockguard.policy.patterns import executable_matches
 from sockguard.privsep import activation, channel, foreign, listening, memfd, notification, rights, spawn
 from sockguard.privsep.leaving import leave
 from sockguard.privsep.messages import (
@@ -137,6 +139,9 @@ class Monitor:
         self._watchdog_seconds = notification.watchdog_seconds(os.environ)
         self._disposal = ForkDisposal()
         self._doors = Doors(self._disposal)
+        self._poll = select.poll()
+        self._lookers = Lookers(self._poll)
+        self._executables: dict[str, frozenset[str]] = {}
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._handlers: dict[type[Message], Callable[..., tuple[Message, list[int]]]] = {
             ReadConfig: self._read_config,
@@ -173,6 +178,7 @@ class Monitor:
         # Not closed: connections of clients may wait in it, and this process would be the last that has them.
         with contextlib.suppress(OSError):
             control.shutdown(socket.SHUT_RDWR)
+        self._lookers.end()
         status = self._wait_for_control()
         self._wait_for_relays()
         listening.clean_up(self._bound.values(), os.environ, started=self._working_set is not None)
@@ -197,7 +203,7 @@ class Monitor:
                 os.environ["RUNTIME_DIRECTORY"] = folder
 
     def _serve(self, control: socket.socket) -> None:
-        poll = select.poll()
+        poll = self._poll
         poll.register(control.fileno(), select.POLLIN)
         poll.register(self._wake_read, select.POLLIN)
         self._watchdog = Watchdog(
@@ -208,6 +214,9 @@ class Monitor:
             ready = {fd for fd, _ in poll.poll(None if seconds is None else math.ceil(seconds * 1000))}
             try:
                 self._watchdog.turn()
+                for fd in [fd for fd in ready if fd in self._lookers]:
+                    if looked := self._lookers.heard(fd):
+                        channel.send(control, looked)
                 if self._wake_read in ready:
                     self._on_signals(control)
                 if control.fileno() in ready:
@@ -264,6 +273,7 @@ class Monitor:
         if signal.SIGHUP in numbers:
             channel.send(control, Signal("reload"))
         self._disposal.reap()
+        self._lookers.reap()
         for pid, (relay, _) in list(self._relays.items()):
             found, status = os.waitpid(pid, os.WNOHANG)
             if found:
@@ -320,6 +330,7 @@ class Monitor:
             raise SockguardError(f"{names} was given up at the start, when no proxy needed it: restart sockguard")
         self._doors.store()
         self._impersonations = plan.impersonations(self._sources)
+        self._executables = plan.executables(self._sources)
         self._in_force = self._specs
         return Done(0), []
 
@@ -329,16 +340,26 @@ class Monitor:
         notification.tell(message.state, message.status)
         return Done(0), []
 
-    def _facts(self, _: Facts, client: int) -> tuple[Message, list[int]]:
+    def _facts(self, message: Facts, client: int) -> tuple[Message, list[int]]:
         with _socket(client) as sock:
             try:
-                pid, _uid, _gid = peercred.credentials(sock)
-                program, _cgroup = process.process_facts(sock, pid, want_executable=True, want_cgroup=False)
+                peercred.credentials(sock)
             except OSError as error:
                 raise SockguardError(f"not a connection whose peer can be known: {error.strerror}") from error
-        if isinstance(program, Unknown):
-            return ProcessFacts("", program.reason), []
-        return ProcessFacts(program, ""), []
+            found = process.program(sock)
+        if isinstance(found, Unknown):
+            return ProcessFacts("", found.reason), []
+        try:
+            patterns = self._executables.get(message.proxy, ())
+            if not any(executable_matches(pattern, found.path) for pattern in patterns):
+                return ProcessFacts(found.path, ""), []
+            if not self._lookers.look(message.number, found):
+                return ProcessFacts("", "too many programs are being looked at"), []
+        except OSError as error:
+            return ProcessFacts("", f"the program cannot be looked at: {error.strerror}"), []
+        finally:
+            os.close(found.pidfd)
+        return Done(0), []
 
     def _accept(self, message: Accept) -> tuple[Message, list[int]]:
         door = self._doors.get(message.proxy)

@@ -8,7 +8,9 @@ below; passed fds travel with it. Rows are arrays of plain integers and strings,
                         alive                                                             in answer to heartbeat
     monitor → control   done · failed · config_text · config_refused · process_facts      one answer a question
                         accepted · not_connected
-                        signal · relay_exited · heartbeat                                 at any time
+                        signal · relay_exited · heartbeat · looked                        at any time
+    monitor → looker    look
+    looker  → monitor   seen                                                              one answer a question
     control → relay     generation · rule_sets · connections · assign · credits · close · ping · stop
     relay   → control   hello · generation_taken · connections_taken · requests · closed · pong · fault
                         these over a pipe (pipe.py), so none can bring a descriptor
@@ -66,9 +68,14 @@ class Unbind(Message):
 
 @dataclass(frozen=True, slots=True)
 class Facts(Message):
-    """What program is at the other end of the connection that comes along? Answer: process_facts."""
+    """What program is at the other end of the connection that comes along, for the rules of that proxy?
+
+    Answer: process_facts; or done, and looked with the same number later.
+    """
 
     TAG = "facts"
+    number: int
+    proxy: str
 
     def fds(self) -> int:
         return 1
@@ -191,10 +198,12 @@ class ConfigRefused(Message):
 
 @dataclass(frozen=True, slots=True)
 class ProcessFacts(Message):
-    """The peer's program: its path, or why it cannot be known. Exactly one of the two is not empty."""
+    """The peer's program: why it cannot be known, or the path that it has given itself, which no rule of the proxy
+    names and nobody has looked at. Exactly one of the two is not empty.
+    """
 
     TAG = "process_facts"
-    executable: str
+    unchecked: str
     unknown: str
 
 
@@ -247,6 +256,39 @@ class Heartbeat(Message):
 
     TAG = "heartbeat"
     number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Looked(Message):
+    """A program's file was looked at: its path, or why it cannot be known. Exactly one of the two is not empty."""
+
+    TAG = "looked"
+    number: int
+    executable: str
+    unknown: str
+
+
+# ── monitor ↔ looker ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Look(Message):
+    """Is the program of the pinned process the file at this path? pid: by which /proc knows it. Answer: seen."""
+
+    TAG = "look"
+    pid: int
+    path: str
+
+    def fds(self) -> int:
+        return 1
+
+
+@dataclass(frozen=True, slots=True)
+class Seen(Message):
+    """It is, if ``unknown`` is empty; else that says why not, or why that cannot be known."""
+
+    TAG = "seen"
+    unknown: str
 
 
 # ── control → relay ──────────────────────────────────────────────────────────────────────────────────────
@@ -425,7 +467,19 @@ CONTROL_TO_MONITOR: Final = table_of(
     ReadConfig, Bind, Facts, Accept, ConnectAs, SpawnRelay, EndRelay, Unbind, Adopt, Tell, Alive
 )
 MONITOR_TO_CONTROL: Final = table_of(
-    Done, Failed, ConfigText, ConfigRefused, ProcessFacts, Accepted, NotConnected, Signal, RelayExited, Heartbeat
+    Done,
+    Failed,
+    ConfigText,
+    ConfigRefused,
+    ProcessFacts,
+    Accepted,
+    NotConnected,
+    Signal,
+    RelayExited,
+    Heartbeat,
+    Looked,
 )
+MONITOR_TO_LOOKER: Final = table_of(Look)
+LOOKER_TO_MONITOR: Final = table_of(Seen)
 CONTROL_TO_RELAY: Final = table_of(Generation, RuleSets, Connections, Assign, Credits, Close, Ping, Stop)
 RELAY_TO_CONTROL: Final = table_of(Hello, GenerationTaken, ConnectionsTaken, Requests, Closed, Pong, Fault)

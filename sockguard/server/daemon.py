@@ -158,7 +158,6 @@ class Daemon:
             await self._privileges.tell("ready", self._guarding())
             await self._ending.wait()
             self._guards.close(restarting=self._restarting)
-            accepting.cancel_scope.cancel()
 
     # ── start ──
 

@@ -16,15 +16,19 @@ from sockguard.server import listener
 from sockguard.server.admission import Admission
 from sockguard.server.listener import Arrival
 from sockguard.server.privileges import Privileges
+from sockguard.server.waiting_room import WaitingRoom
 
 
 @dataclass(slots=True, eq=False)
 class Guard:
-    """One proxy at its door. ``accepting`` ends its accept loop; ``removed``: nobody is let in by it any more."""
+    """One proxy at its door. ``accepting`` ends its accept loop, ``waiting`` also those who have come in and wait
+    to be judged; ``removed``: nobody is let in by it any more.
+    """
 
     admission: Admission
     socket: socket.socket
     accepting: trio.CancelScope
+    waiting: trio.CancelScope
     removed: bool = False
 
 
@@ -65,7 +69,7 @@ class Guards:
 
     def add(self, admission: Admission, sock: socket.socket) -> None:
         """Begin to accept for a proxy; takes the listening socket over."""
-        guard = Guard(admission, sock, trio.CancelScope())
+        guard = Guard(admission, sock, trio.CancelScope(), trio.CancelScope())
         self._guards[admission.proxy.name] = guard
         self._nursery.start_soon(self._accept, guard)
 
@@ -73,14 +77,14 @@ class Guards:
         """Accept no more for a proxy, and end what has connected to it but was not accepted yet."""
         guard = self._guards.pop(name)
         guard.removed = True
-        guard.accepting.cancel()
+        guard.waiting.cancel()
         if guard.admission.proxy.listen.kind is ListenKind.ADOPTED:
             self._disposer.dispose((guard.socket,))  # systemd has it, and goes on listening
         else:
             foreign.end_listener(guard.socket, self._disposer)  # the copies that the monitor and systemd keep with it
 
     def close(self, *, restarting: bool) -> None:
-        """Accept no more at all. What lives goes on to be judged by the admissions.
+        """Accept no more at all. What lives, and what has come in, goes on to be judged by the admissions.
 
         restarting: clients of a socket that systemd keeps wait in it for the next run. Else they are refused from now
         on: what they send would be systemd's to close, and could keep it waiting.
@@ -96,16 +100,18 @@ class Guards:
         listening.set_options(sock, refuse_fds=proxy.fds == "refuse", credentials=proxy.sender == "same-user")
 
     async def _accept(self, guard: Guard) -> None:
-        with guard.accepting:
-            await listener.serve(
-                guard.admission.proxy.name,
-                guard.socket,
-                guard.admission.arrive,
-                guard.admission.drop,
-                self._burst_done,
-                self._wait_for_room,
-                lambda most: self._take(guard, most),
-            )
+        with guard.waiting:
+            async with trio.open_nursery() as nursery:
+                with guard.accepting:
+                    await listener.serve(
+                        guard.admission.proxy.name,
+                        guard.socket,
+                        WaitingRoom(guard.admission, nursery, self._burst_done).arrive,
+                        guard.admission.drop,
+                        self._burst_done,
+                        self._wait_for_room,
+                        lambda most: self._take(guard, most),
+                    )
 
     async def _take(self, guard: Guard, most: int) -> Sequence[Arrival]:
         if guard.admission.proxy.identity != "client":

@@ -9,6 +9,8 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from itertools import count
 from typing import Final, Protocol
 
 import trio
@@ -17,7 +19,8 @@ from sockguard.config.read import Source, read_sources
 from sockguard.config.settings import ListenKind, Proxy
 from sockguard.errors import ChannelError, ConfigError, Mistake, SockguardError
 from sockguard.identity import process
-from sockguard.identity.peer import Unknown
+from sockguard.identity.peer import Unknown, unchecked
+from sockguard.policy.decide import asks_about
 from sockguard.privsep import activation, channel, listening, memfd, notification, spawn
 from sockguard.privsep.messages import (
     MONITOR_TO_CONTROL,
@@ -29,10 +32,12 @@ from sockguard.privsep.messages import (
     ConfigRefused,
     ConfigText,
     ConnectAs,
+    Done,
     EndRelay,
     Facts,
     Failed,
     Heartbeat,
+    Looked,
     Message,
     NotConnected,
     ProcessFacts,
@@ -45,6 +50,7 @@ from sockguard.privsep.messages import (
     check_row,
 )
 from sockguard.server.listener import Arrival
+from sockguard.server.looks import HANGS, LOOK_SECONDS, Looks
 
 
 class Privileges(Protocol):
@@ -58,7 +64,9 @@ class Privileges(Protocol):
 
     async def bind(self, proxy: Proxy) -> socket.socket: ...
 
-    async def executable(self, client: socket.socket, pid: int) -> str | Unknown: ...
+    async def executable(self, proxy: Proxy, client: socket.socket, user: int) -> str | Unknown:
+        """The program of a client, as far as the proxy's rules ask for it. user: whom it counts for (looks.py)."""
+        ...
 
     async def accept(self, proxy: Proxy, most: int) -> list[Arrival]:
         """What has come in for a proxy with ``identity = "client"``, ``most`` at most. Raises OSError as accept(2)."""
@@ -119,6 +127,7 @@ class OwnRights:
         self._relays: dict[int, int] = {}
         self._not_stored: dict[str, socket.socket] = {}
         self._watchdog_seconds = notification.watchdog_seconds(os.environ)
+        self._looks = Looks()
         self._started = False
 
     async def read_config(self) -> tuple[Source, ...]:
@@ -150,9 +159,22 @@ class OwnRights:
             self._not_stored[proxy.name] = sock
         return sock
 
-    async def executable(self, client: socket.socket, pid: int) -> str | Unknown:
-        program, _ = process.process_facts(client, pid, want_executable=True, want_cgroup=False)
-        return program
+    async def executable(self, proxy: Proxy, client: socket.socket, user: int) -> str | Unknown:
+        """Looked at in a thread. Nobody but users whose uid is this process's own can have it hang."""
+        found = process.program(client)
+        if isinstance(found, Unknown):
+            return found
+        try:
+            if not asks_about(proxy.rules, found.path):
+                return unchecked(found.path)
+            pidfd = os.dup(found.pidfd)
+        finally:
+            os.close(found.pidfd)
+        with trio.move_on_after(LOOK_SECONDS):
+            async with self._looks.one(user):
+                fault = await trio.to_thread.run_sync(_compare, pidfd, found, abandon_on_cancel=True)
+            return fault or found.path
+        return HANGS
 
     async def accept(self, proxy: Proxy, most: int) -> list[Arrival]:
         raise SockguardError(_NO_IDENTITY)
@@ -218,6 +240,22 @@ class OwnRights:
         listening.clean_up(self._bound.values(), os.environ, started=self._started)
 
 
+@dataclass(slots=True, eq=False)
+class _Look:
+    """A look at a program's file that the monitor was asked for. ``user``: whom it counts for."""
+
+    user: int
+    found: str | Unknown = HANGS
+    ended: trio.Event = field(default_factory=trio.Event)
+
+
+def _compare(pidfd: int, found: process.Program) -> Unknown | None:
+    try:
+        return process.compare(pidfd, found.pid, found.path)
+    finally:
+        os.close(pidfd)
+
+
 class FromMonitor:
     """Asks the monitor, one question at a time. ``run`` has to run meanwhile: it reads the monitor's side."""
 
@@ -228,6 +266,9 @@ class FromMonitor:
         self._answers, self._answered = trio.open_memory_channel[tuple[Message, list[int]] | None](1)
         self._told, self._tells = trio.open_memory_channel[str](16)
         self._statuses: dict[int, int] = {}
+        self._numbers = count(1)
+        self._looks = Looks()
+        self._looking: dict[int, _Look] = {}
 
     async def run(self) -> None:
         """Read what the monitor says until it has gone."""
@@ -248,6 +289,8 @@ class FromMonitor:
                             self._told.send_nowait(name)
                     case RelayExited(number, status):
                         self._statuses[number] = status
+                    case Looked(number, executable, unknown):
+                        self._end_look(number, executable or Unknown(unknown))
                     case Heartbeat(number):
                         await self._say_alive(number)
                     case _:
@@ -304,12 +347,32 @@ class FromMonitor:
         _, fds = await self._ask(Bind(proxy.name))
         return socket.socket(fileno=fds[0])
 
-    async def executable(self, client: socket.socket, pid: int) -> str | Unknown:
-        answer, _ = await self._ask(Facts(), client.fileno())
-        await trio.lowlevel.checkpoint_if_cancelled()  # the answer is waited for all the same; nobody is let in by it
-        if not isinstance(answer, ProcessFacts):
-            raise ChannelError(f"the monitor answered with {answer.TAG}")
-        return answer.executable or Unknown(answer.unknown)
+    async def executable(self, proxy: Proxy, client: socket.socket, user: int) -> str | Unknown:
+        with trio.move_on_after(LOOK_SECONDS):
+            await self._looks.begin(user)
+            number = next(self._numbers)
+            look = self._looking[number] = _Look(user)
+            try:
+                answer, _ = await self._ask(Facts(number, proxy.name), client.fileno())
+            except BaseException:
+                self._end_look(number)
+                raise
+            if not isinstance(answer, Done):  # else it counts until it has come to its end, whoever waits
+                self._end_look(number)
+                await trio.lowlevel.checkpoint_if_cancelled()  # nobody is let in by what nobody waits for
+                if not isinstance(answer, ProcessFacts):
+                    raise ChannelError(f"the monitor answered with {answer.TAG}")
+                return unchecked(answer.unchecked) if answer.unchecked else Unknown(answer.unknown)
+            await look.ended.wait()
+            return look.found
+        return HANGS
+
+    def _end_look(self, number: int, found: str | Unknown = HANGS) -> None:
+        look = self._looking.pop(number, None)
+        if look:
+            look.found = found
+            look.ended.set()
+            self._looks.end(look.user)
 
     async def accept(self, proxy: Proxy, most: int) -> list[Arrival]:
         answer, fds = await self._ask(Accept(proxy.name, most))

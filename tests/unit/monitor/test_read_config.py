@@ -85,4 +85,4 @@ def test_want_of_files_or_memory_is_an_answer(monitor: Monitor, monkeypatch: pyt
     with socket.socket() as client:
         monkeypatch.setattr(os, "dup", fails)
         with pytest.raises(SockguardError, match="Too many open files"):
-            monitor._facts(Facts(), client.fileno())
+            monitor._facts(Facts(1, "p"), client.fileno())

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import socket
 
 import trio
 import trio.testing
 
+from sockguard.identity.peer import Unknown
 from sockguard.privsep import channel
 from sockguard.privsep.messages import CONTROL_TO_MONITOR, Alive, Facts, Heartbeat, ProcessFacts
 from sockguard.server.privileges import FromMonitor
+from tests.unit.server.conftest import allow, proxy
+
+PROXY = proxy("web", allow("all"))
+USER = 4242
 
 
 async def _next_question(monitor: socket.socket) -> None:
@@ -30,7 +34,7 @@ async def test_question_that_nobody_waits_for() -> None:
 
     async def ask_and_be_cancelled(scope: trio.CancelScope) -> None:
         with scope:
-            await privileges.executable(client, os.getpid())
+            await privileges.executable(PROXY, client, USER)
 
     with monitor, client, _peer:
         async with trio.open_nursery() as nursery:
@@ -40,18 +44,18 @@ async def test_question_that_nobody_waits_for() -> None:
             await _next_question(monitor)
             scope.cancel()
             await trio.testing.wait_all_tasks_blocked()
-            channel.send(monitor, ProcessFacts("/usr/bin/first", ""))
+            channel.send(monitor, ProcessFacts("", "first"))
 
             async def ask() -> None:
-                found.append(await privileges.executable(client, os.getpid()))
+                found.append(await privileges.executable(PROXY, client, USER))
 
             nursery.start_soon(ask)
             await _next_question(monitor)
-            channel.send(monitor, ProcessFacts("/usr/bin/second", ""))
+            channel.send(monitor, ProcessFacts("", "second"))
             await trio.testing.wait_all_tasks_blocked()
             nursery.cancel_scope.cancel()
         privileges.close()
-    assert found == ["/usr/bin/second"]
+    assert found == [Unknown("second")]
 
 
 async def test_answer_for_one_who_is_to_end() -> None:
@@ -63,7 +67,7 @@ async def test_answer_for_one_who_is_to_end() -> None:
 
     async def ask(scope: trio.CancelScope) -> None:
         with scope:
-            found.append(await privileges.executable(client, os.getpid()))
+            found.append(await privileges.executable(PROXY, client, USER))
 
     with monitor, client, _peer:
         async with trio.open_nursery() as nursery:
@@ -88,7 +92,7 @@ async def test_the_monitor_asks_whether_control_is_alive() -> None:
     with monitor, client, _peer:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(privileges.run)
-            nursery.start_soon(privileges.executable, client, os.getpid())
+            nursery.start_soon(privileges.executable, PROXY, client, USER)
             await _next_question(monitor)
             for number in (1, 2):
                 channel.send(monitor, Heartbeat(number))
