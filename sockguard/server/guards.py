@@ -113,14 +113,14 @@ class Guards:
                         lambda most: self._take(guard, most),
                     )
 
-    async def _take(self, guard: Guard, most: int) -> Sequence[Arrival]:
+    async def _take(self, guard: Guard, most: int) -> tuple[Sequence[Arrival], bool]:
         if guard.admission.proxy.identity != "client":
-            return (Arrival(guard.socket.accept()[0]),)
+            return (Arrival(guard.socket.accept()[0]),), True
         arrivals = await self._privileges.accept(guard.admission.proxy, most)
         if guard.removed:  # while the monitor was asked
             foreign.end_all((client for client, _ in arrivals), self._disposer)
             raise BlockingIOError
-        return arrivals
+        return arrivals, len(arrivals) == most  # else the monitor has looked, too: that saves a question
 
 
 def close_listener(proxy: Proxy, sock: socket.socket, disposer: Disposer, *, restarting: bool = True) -> None:

@@ -40,14 +40,14 @@ async def serve(
     drop: Callable[[socket.socket], None],
     burst_done: Callable[[], None],
     wait_for_room: Callable[[], Awaitable[None]],
-    accept: Callable[[int], Awaitable[Sequence[Arrival]]] | None = None,
+    accept: Callable[[int], Awaitable[tuple[Sequence[Arrival], bool]]] | None = None,
 ) -> None:
     """Accept for ever. Clients wait in the kernel's backlog while there is no room or no descriptor to be had.
 
     arrive: given a connection and its proof
     drop: closes a connection that ``arrive`` could not deal with
-    accept: gives at least one connection, and at most so many, or raises as accept(2) does; by default it is accepted
-    here. What it gives arrives without a pause in between, if ``arrive`` makes none.
+    accept: gives at least one connection, and at most so many, and whether more may wait; or raises as accept(2) does.
+    By default it is accepted here. What it gives arrives without a pause in between, if ``arrive`` makes none.
     """
     said = -_SAID_SECONDS
     while True:
@@ -56,9 +56,10 @@ async def serve(
         await wait_for_room()
         fault = 0 if _has_files(listener) else errno.EMFILE
         left = 0 if fault else BURST
-        while left > 0:
+        more = True
+        while more and left > 0:
             try:
-                arrivals = await accept(left) if accept else (Arrival(listener.accept()[0]),)
+                arrivals, more = await accept(left) if accept else ((Arrival(listener.accept()[0]),), True)
             except BlockingIOError:
                 break
             except OSError as error:
