@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests.integration.test_ordinary_user import run_as
 from tests.support.clients import exchange
 from tests.support.daemon import REPO, Daemon, running
 from tests.support.identities import account_if_missing, state, wait_until
@@ -339,9 +340,10 @@ def test_systemds_socket_and_notifications(folder: Path) -> None:
 
 
 @pytest.mark.root
-def test_only_the_main_process_notifies(folder: Path) -> None:
-    """With a monitor, too: systemd hears nobody else (NotifyAccess=main). It is told of a reload, and is handed
-    what was bound; its watchdog is fed as long as control answers.
+@pytest.mark.parametrize("uid", [0, 54244])
+def test_only_the_main_process_notifies(folder: Path, uid: int) -> None:
+    """With a monitor or without: systemd hears nobody else (NotifyAccess=main). It is told of a reload, and is handed
+    what was bound; its watchdog is fed.
     """
     with contextlib.ExitStack() as stack:
         for name in ("sockguard", "sockguard-relay"):
@@ -354,7 +356,9 @@ def test_only_the_main_process_notifies(folder: Path) -> None:
         stack.enter_context(serving(folder / "private"))
         file = write(folder, proxy("p", folder / "public", folder / "private"))
         environment = {**os.environ, "NOTIFY_SOCKET": str(folder / "notify"), "WATCHDOG_USEC": "300000"}
-        daemon = Daemon(file, env=environment)
+        os.chown(folder, uid, uid)
+        os.chown(file, uid, uid)
+        daemon = Daemon(file, env=environment, **(run_as(folder, uid, uid) if uid else {}))
         senders, heard = set(), []
 
         def hear_one() -> None:
