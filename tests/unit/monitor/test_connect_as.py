@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import socket
@@ -341,3 +342,13 @@ def test_uid_0(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
                 assert case.asked.pop()[2] == Account(uid, 0, ())
             else:
                 assert "allow_root_identity is false" in case.refuses(proxy, accepted.fileno())
+
+
+def test_a_proxy_that_listens_elsewhere_by_now(case: Case) -> None:
+    """A file in which it has another place came into force, and that place was not bound: nobody came in by it."""
+    client, accepted = case.accepted("shown")
+    with client, accepted:
+        case.monitor._in_force["shown"] = dataclasses.replace(case.monitor._in_force["shown"], text="/elsewhere")
+        assert "not a connection that the monitor accepted" in case.refuses("shown", accepted.fileno())
+        del case.monitor._in_force["shown"]
+        assert "not a connection that the monitor accepted" in case.refuses("shown", accepted.fileno())
