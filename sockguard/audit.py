@@ -18,8 +18,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final
 
-from sockguard.identity.peer import Peer
+from sockguard.identity.peer import Peer, Unchecked
 from sockguard.policy.patterns import unit_of
+from sockguard.words import shortened
 
 Event = dict[str, object]
 Encoder = Callable[[Event], str]
@@ -55,14 +56,19 @@ def _shown(value: object) -> str:
 
 
 def peer_fields(peer: Peer) -> Event:
-    """The peer in an event: ids always, names and process facts where they are known."""
+    """The peer in an event: ids always, names and process facts where they are known. A peer chooses what some of them
+    are: these are cut to MAX_FACT bytes each, and say so.
+    """
     fields: Event = {"uid": peer.uid, "gid": peer.gid, "user": peer.user, "pid": peer.pid}
     if isinstance(peer.executable, str):
-        fields["executable"] = peer.executable
+        fields["executable"] = shortened(peer.executable)
+    elif isinstance(peer.executable, Unchecked):
+        fields["executable"] = shortened(peer.executable.path)
+        fields["executable_checked"] = False
     if isinstance(peer.cgroup, str):
-        fields["unit"] = unit_of(peer.cgroup) or peer.cgroup
+        fields["unit"] = shortened(unit_of(peer.cgroup) or peer.cgroup)
     if isinstance(peer.label, str):
-        fields["label"] = peer.label
+        fields["label"] = shortened(peer.label)
     return fields
 
 

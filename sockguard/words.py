@@ -9,6 +9,8 @@ from typing import Final
 
 MAX_SHOWN: Final = 80
 """Characters of a value or key that a message repeats."""
+MAX_FACT: Final = 512
+"""Bytes that a text of a peer's choice takes in an event, before it is cut."""
 MAX_CANDIDATES: Final = 5000
 """Names that are searched for the one that was meant."""
 
@@ -33,6 +35,23 @@ def kind(value: object) -> str:
 def quoted(text: str) -> str:
     """The text in quotes on one line: control characters escaped, cut to MAX_SHOWN characters."""
     return repr(text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 1] + "…")
+
+
+def shortened(text: str, limit: int = MAX_FACT) -> str:
+    """The text, if it takes no more than ``limit`` bytes where all but printable ASCII is escaped (JSON); else as much
+    of its beginning, and how many characters it has: ``"/home/…(4095 characters)"``.
+    """
+    if len(text) <= limit and text.isascii() and text.isprintable() and not ("\\" in text or '"' in text):
+        return text
+    left = limit
+    for index, character in enumerate(text):
+        if character.isascii() and character.isprintable():
+            left -= 2 if character in '"\\' else 1
+        else:
+            left -= 6 if character < "\U00010000" else 12
+        if left < 0:
+            return f"{text[:index]}…({len(text)} characters)"
+    return text
 
 
 def listed(names: Sequence[str]) -> str:

@@ -5,7 +5,8 @@ the pidfd whether the process still lives. Only if it does, what was read belong
 trusted, is Unknown with its reason. These facts narrow a rule and never authenticate: a process may exec after it
 has connected.
 
-Looking at a program's path can wait for a file system that hangs (NFS, FUSE).
+Looking at a program's file can wait for a file system that hangs (NFS, FUSE, an automounter), and which one that is the
+peer chooses. So ``program`` does not look, and whoever calls ``compare`` must be able to wait.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
-from sockguard.identity.peer import NOT_ASKED, Peer, Unknown
-from sockguard.identity.peercred import alive, peer_pidfd
+from sockguard.identity.peer import Peer, Unknown
+from sockguard.identity.peercred import alive, credentials, peer_pidfd
+from sockguard.words import shortened
 
 FDINFO_LIMIT: Final = 4096
 CGROUP_LIMIT: Final = 65536
@@ -33,35 +37,57 @@ NEEDS_PTRACE: Final = Unknown("reading another user's program needs CAP_SYS_PTRA
 _NO_FILE: Final = (errno.ENOENT, errno.ESRCH)
 
 
-def process_facts(
-    sock: socket.socket, pid: int, *, want_executable: bool, want_cgroup: bool
-) -> tuple[str | Unknown, str | Unknown]:
-    """Return (program's path, cgroup path) of the peer of ``sock``; NOT_ASKED for what is not wanted.
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A program by the path that it has in its own mount namespace. ``pidfd`` pins the process; close it."""
 
-    pid is the one that SO_PEERCRED gave; it only words the answer where there is no pidfd. Never raises OSError.
+    pidfd: int
+    pid: int
+    path: str
+
+
+def program(sock: socket.socket) -> Program | Unknown:
+    """What the peer of ``sock`` runs, by its own word: nothing is looked at but /proc. Never raises OSError."""
+    pidfd = _pinned(sock)
+    if isinstance(pidfd, Unknown):
+        return pidfd
+    pid = _readable_pid(pidfd)
+    path = pid if isinstance(pid, Unknown) else _own_path(pid)
+    if isinstance(pid, int) and isinstance(path, str) and alive(pidfd):
+        return Program(pidfd, pid, path)
+    os.close(pidfd)
+    return path if isinstance(path, Unknown) else GONE
+
+
+def compare(pidfd: int, pid: int, path: str) -> Unknown | None:
+    """Is the program of the pinned process the very file that is at ``path`` here? Says why not, or why that cannot be
+    known. Waits for the file systems of both for as long as they take.
     """
-    if not (want_executable or want_cgroup):
-        return NOT_ASKED, NOT_ASKED
+    fault = _compare(pid, path)
+    return fault if alive(pidfd) else GONE
+
+
+def cgroup_of_peer(sock: socket.socket) -> str | Unknown:
+    """Return the cgroup path of the peer of ``sock``. Never raises OSError."""
+    pidfd = _pinned(sock)
+    if isinstance(pidfd, Unknown):
+        return pidfd
     try:
-        pidfd = peer_pidfd(sock)
-    except OSError as error:
-        return _both(Unknown(f"no pidfd of the process: {error.strerror}"), want_executable, want_cgroup)
-    if pidfd is None:
-        return _both(FOREIGN if pid == 0 else GONE, want_executable, want_cgroup)
-    try:
-        return _facts(pidfd, want_executable=want_executable, want_cgroup=want_cgroup)
+        return cgroup(pidfd)
     finally:
         os.close(pidfd)
 
 
 def executable(pidfd: int) -> str | Unknown:
-    """Return the absolute path of the program that the pinned process runs, if it is that file in our own view too."""
-    return _facts(pidfd, want_executable=True, want_cgroup=False)[0]
+    """Return the absolute path of the program that the pinned process runs, if it is that file in our own view too.
+    Waits for its file system.
+    """
+    return _fact(pidfd, _executable)
 
 
 def cgroup(pidfd: int) -> str | Unknown:
     """Return the cgroup path of the pinned process, e.g. "/system.slice/cron.service"."""
-    return _facts(pidfd, want_executable=False, want_cgroup=True)[1]
+    return _fact(pidfd, _cgroup)
 
 
 def running_peer(pid: int) -> Peer:
@@ -73,7 +99,7 @@ def running_peer(pid: int) -> Peer:
     try:
         uid, gid, groups = _ids(pid)
         label = _label(pid)
-        program, path = _facts(pidfd, want_executable=True, want_cgroup=True)
+        program, path = executable(pidfd), cgroup(pidfd)
         if not alive(pidfd):
             raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
     finally:
@@ -81,23 +107,34 @@ def running_peer(pid: int) -> Peer:
     return Peer(uid=uid, gid=gid, groups=groups | {gid}, pid=pid, executable=program, cgroup=path, label=label)
 
 
-def _both(fact: Unknown, want_executable: bool, want_cgroup: bool) -> tuple[Unknown, Unknown]:
-    return (fact if want_executable else NOT_ASKED), (fact if want_cgroup else NOT_ASKED)
+def _pinned(sock: socket.socket) -> int | Unknown:
+    """A pidfd of the peer of ``sock``, for the caller to close."""
+    try:
+        pidfd = peer_pidfd(sock)
+        if pidfd is None:
+            return FOREIGN if credentials(sock)[0] == 0 else GONE
+    except OSError as error:
+        return Unknown(f"no pidfd of the process: {error.strerror}")
+    return pidfd
 
 
-def _facts(pidfd: int, *, want_executable: bool, want_cgroup: bool) -> tuple[str | Unknown, str | Unknown]:
+def _fact(pidfd: int, read: Callable[[int], str | Unknown]) -> str | Unknown:
+    pid = _readable_pid(pidfd)
+    if isinstance(pid, Unknown):
+        return pid
+    fact = read(pid)
+    # Last: as it lives now, the pid was its own all along, and what was read is about it.
+    return fact if alive(pidfd) else GONE
+
+
+def _readable_pid(pidfd: int) -> int | Unknown:
     try:
         pid = _pid_of(pidfd)
     except (OSError, ValueError):
-        return _both(Unknown("/proc does not tell the pid of the process"), want_executable, want_cgroup)
+        return Unknown("/proc does not tell the pid of the process")
     if pid <= 0:
-        return _both(FOREIGN if pid == 0 else GONE, want_executable, want_cgroup)
-    program = _executable(pid) if want_executable else NOT_ASKED
-    path = _cgroup(pid) if want_cgroup else NOT_ASKED
-    # Last: as it lives now, the pid was its own all along, and what was read is about it.
-    if not alive(pidfd):
-        return _both(GONE, want_executable, want_cgroup)
-    return program, path
+        return FOREIGN if pid == 0 else GONE
+    return pid
 
 
 def _pid_of(pidfd: int) -> int:
@@ -109,16 +146,22 @@ def _pid_of(pidfd: int) -> int:
 
 
 def _executable(pid: int) -> str | Unknown:
-    link = f"/proc/{pid}/exe"
+    path = _own_path(pid)
+    return path if isinstance(path, Unknown) else _compare(pid, path) or path
+
+
+def _own_path(pid: int) -> str | Unknown:
     try:
-        path = os.readlink(link)
-        running = os.stat(link)
+        return os.readlink(f"/proc/{pid}/exe")
     except OSError as error:
-        if error.errno in (errno.EACCES, errno.EPERM):
-            return NEEDS_PTRACE
-        if error.errno in _NO_FILE:
-            return HIDDEN
-        return Unknown(f"the program cannot be read: {error.strerror}")
+        return _no_program(error)
+
+
+def _compare(pid: int, path: str) -> Unknown | None:
+    try:
+        running = os.stat(f"/proc/{pid}/exe")
+    except OSError as error:
+        return _no_program(error)
     # The path is that of the peer's own mount namespace, where anything may be mounted over it. The inode is pinned by
     # the running program, so equal numbers mean the very same file.
     try:
@@ -127,7 +170,15 @@ def _executable(pid: int) -> str | Unknown:
         return Unknown(f"its program {_shown(path)} cannot be found at that path: {error.strerror}")
     if (here.st_dev, here.st_ino) != (running.st_dev, running.st_ino):
         return Unknown(f"another file is at the path of its program {_shown(path)}")
-    return path
+    return None
+
+
+def _no_program(error: OSError) -> Unknown:
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return NEEDS_PTRACE
+    if error.errno in _NO_FILE:
+        return HIDDEN
+    return Unknown(f"the program cannot be read: {error.strerror}")
 
 
 def _cgroup(pid: int) -> str | Unknown:
@@ -193,5 +244,5 @@ def _read(path: str, limit: int) -> bytes:
 
 
 def _shown(path: str) -> str:
-    """A path for a reason that people read: another user chose it, so it is kept on one line."""
-    return ascii(path) if not path.isprintable() else path
+    """A path for a reason that people read: another user chose it, so it is kept short, and on one line."""
+    return shortened(ascii(path) if not path.isprintable() else path)

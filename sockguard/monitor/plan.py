@@ -16,6 +16,7 @@ from typing import Final
 import tomli
 
 from sockguard.config.read import Source
+from sockguard.policy.patterns import fault
 from sockguard.privsep.listening import ListenSpec
 from sockguard.privsep.rights import CAP_CHOWN, CAP_SYS_PTRACE
 from sockguard.protocols.registry import default_fds
@@ -72,12 +73,26 @@ def impersonations(sources: Iterable[Source]) -> dict[str, Impersonation]:
     }
 
 
+def executables(sources: Iterable[Source]) -> dict[str, frozenset[str]]:
+    """The programs, as patterns by proxy, whose files are to be looked at: those that its rules or any named set name;
+    and all, where a deny is about programs, since that acts on one that cannot be known, too.
+    """
+    sources = tuple(sources)
+    named = _executables(table for _, table in _tables(sources, "who"))
+    found = {}
+    for name, table in _tables(sources, "proxy"):
+        denies = [rule for rule in _list(table.get("deny")) if isinstance(rule, Mapping)]
+        every = any("executables" in rule or (named and "who" in rule) for rule in denies)
+        found[name] = frozenset({"**"}) if every else named | _executables(_rules(table))
+    return found
+
+
 def needed_capabilities(sources: Iterable[Source]) -> frozenset[int]:
     """What some proxy asks for, besides what starting processes under their own uids takes."""
     sources = tuple(sources)
     needed = set()
     proxies = [table for _, table in _tables(sources, "proxy")]
-    rules = [rule for table in proxies for key in ("allow", "deny") for rule in _list(table.get(key))]
+    rules = [rule for table in proxies for rule in _rules(table)]
     sets = [table for _, table in _tables(sources, "who")]
     if any(isinstance(table, Mapping) and "executables" in table for table in (*rules, *sets)):
         needed.add(CAP_SYS_PTRACE)
@@ -95,6 +110,20 @@ def _tables(sources: Iterable[Source], key: str) -> Iterator[tuple[str, Mapping[
         tables = document.get(key)
         if isinstance(tables, dict):
             yield from ((name, table) for name, table in tables.items() if isinstance(table, dict))
+
+
+def _rules(table: Mapping[str, object]) -> list[object]:
+    return [rule for key in ("allow", "deny") for rule in _list(table.get(key))]
+
+
+def _executables(rules: Iterable[object]) -> frozenset[str]:
+    return frozenset(
+        pattern
+        for rule in rules
+        if isinstance(rule, Mapping)
+        for pattern in _list(rule.get("executables"))
+        if isinstance(pattern, str) and not fault(pattern)
+    )
 
 
 def _refuses_fds(table: Mapping[str, object]) -> bool:

@@ -8,6 +8,7 @@ that is not on the list (privsep/messages.py) ends control, and with it everythi
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import pwd
 import select
@@ -26,11 +27,19 @@ from sockguard.identity import peercred, process
 from sockguard.identity.peer import OVERFLOW_ID, Unknown
 from sockguard.monitor import impersonate, plan
 from sockguard.monitor.disposal import ForkDisposal
-from sockguard.privsep import activation, channel, foreign, listening, memfd, rights, spawn
+from sockguard.monitor.doors import Doors
+from sockguard.monitor.lookers import Lookers
+from sockguard.monitor.watchdog import Watchdog
+from sockguard.policy.patterns import executable_matches
+from sockguard.privsep import activation, channel, foreign, listening, memfd, notification, rights, spawn
 from sockguard.privsep.leaving import leave
 from sockguard.privsep.messages import (
     CONTROL_TO_MONITOR,
+    MAX_BATCH,
+    Accept,
+    Accepted,
     Adopt,
+    Alive,
     Bind,
     ConfigRefused,
     ConfigText,
@@ -39,6 +48,7 @@ from sockguard.privsep.messages import (
     EndRelay,
     Facts,
     Failed,
+    Heartbeat,
     Message,
     NotConnected,
     ProcessFacts,
@@ -46,6 +56,7 @@ from sockguard.privsep.messages import (
     RelayExited,
     Signal,
     SpawnRelay,
+    Tell,
     Unbind,
     in_packets,
 )
@@ -105,6 +116,10 @@ def _refused(mistakes: Sequence[Mistake]) -> ConfigRefused:
     return ConfigRefused((*answer.rows[:-1], ("", 0, "", f"and {len(mistakes) - told + 1} more mistakes")))
 
 
+class _HangsError(Exception):
+    """The service manager says so: its watchdog was not fed."""
+
+
 class Monitor:
     """One control process, its relays, and what was bound for them."""
 
@@ -121,22 +136,29 @@ class Monitor:
         self._control_pid = 0
         self._control_account: rights.Account | None = None
         self._relay_account: rights.Account | None = None
+        self._watchdog_seconds = notification.watchdog_seconds(os.environ)
         self._disposal = ForkDisposal()
+        self._doors = Doors(self._disposal)
+        self._poll = select.poll()
+        self._lookers = Lookers(self._poll)
+        self._executables: dict[str, frozenset[str]] = {}
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._handlers: dict[type[Message], Callable[..., tuple[Message, list[int]]]] = {
             ReadConfig: self._read_config,
             Bind: self._bind,
             Facts: self._facts,
+            Accept: self._accept,
             ConnectAs: self._connect_as,
             SpawnRelay: self._spawn_relay,
             EndRelay: self._end_relay,
             Unbind: self._unbind,
             Adopt: self._adopt,
+            Tell: self._tell,
         }
 
     def run(self) -> int:
         """Start control, serve it until it ends, clean up. Gives the exit status."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGABRT):
             signal.signal(number, lambda *_: None)
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         if rights.effective_capabilities() >= _SPAWNING:
@@ -149,11 +171,14 @@ class Monitor:
         fault = ""
         try:
             self._serve(control)
+        except _HangsError:
+            fault = "the control process does not answer"
         except ChannelError as error:
             fault = f"the control process sent {error}"
         # Not closed: connections of clients may wait in it, and this process would be the last that has them.
         with contextlib.suppress(OSError):
             control.shutdown(socket.SHUT_RDWR)
+        self._lookers.end()
         status = self._wait_for_control()
         self._wait_for_relays()
         listening.clean_up(self._bound.values(), os.environ, started=self._working_set is not None)
@@ -178,12 +203,20 @@ class Monitor:
                 os.environ["RUNTIME_DIRECTORY"] = folder
 
     def _serve(self, control: socket.socket) -> None:
-        poll = select.poll()
+        poll = self._poll
         poll.register(control.fileno(), select.POLLIN)
         poll.register(self._wake_read, select.POLLIN)
+        self._watchdog = Watchdog(
+            self._watchdog_seconds, lambda number: channel.send(control, Heartbeat(number)), notification.feed_watchdog
+        )
         while True:
-            ready = {fd for fd, _ in poll.poll()}
+            seconds = self._watchdog.seconds_left()
+            ready = {fd for fd, _ in poll.poll(None if seconds is None else math.ceil(seconds * 1000))}
             try:
+                self._watchdog.turn()
+                for fd in [fd for fd in ready if fd in self._lookers]:
+                    if looked := self._lookers.heard(fd):
+                        channel.send(control, looked)
                 if self._wake_read in ready:
                     self._on_signals(control)
                 if control.fileno() in ready:
@@ -195,9 +228,14 @@ class Monitor:
                 return
 
     def _answer(self, control: socket.socket, message: Message, fds: list[int]) -> None:
+        if isinstance(message, Alive):
+            self._watchdog.answered(message.number)
+            return
         try:
             try:
                 answer, answer_fds = self._handlers[type(message)](message, *fds)
+            except ChannelError:
+                raise
             except SockguardError as error:
                 answer, answer_fds = Failed(str(error)), []
         finally:
@@ -226,6 +264,8 @@ class Monitor:
     def _on_signals(self, control: socket.socket) -> None:
         with contextlib.suppress(BlockingIOError):
             numbers = os.read(self._wake_read, 1024)
+        if signal.SIGABRT in numbers:  # WatchdogSignal= of the unit
+            raise _HangsError
         if signal.SIGTERM in numbers:
             channel.send(control, Signal("terminate"))
         elif signal.SIGINT in numbers:  # RestartKillSignal= of the unit
@@ -233,6 +273,7 @@ class Monitor:
         if signal.SIGHUP in numbers:
             channel.send(control, Signal("reload"))
         self._disposal.reap()
+        self._lookers.reap()
         for pid, (relay, _) in list(self._relays.items()):
             found, status = os.waitpid(pid, os.WNOHANG)
             if found:
@@ -267,12 +308,14 @@ class Monitor:
         sock, bound = listening.listen(spec, self._adopted)
         if bound:
             self._bound[message.proxy] = bound
+        self._doors.keep(spec, sock)
         return Done(1), [sock.detach()]
 
     def _unbind(self, message: Unbind) -> tuple[Message, list[int]]:
         bound = self._bound.pop(message.proxy, None)
         if bound:
             bound.remove()
+        self._doors.forget((message.proxy,))
         return Done(0), []
 
     def _adopt(self, _: Adopt) -> tuple[Message, list[int]]:
@@ -285,28 +328,60 @@ class Monitor:
         elif missing := needed - self._working_set:
             names = ", ".join(sorted(rights.CAPABILITY_NAMES[number] for number in missing))
             raise SockguardError(f"{names} was given up at the start, when no proxy needed it: restart sockguard")
+        self._doors.store()
         self._impersonations = plan.impersonations(self._sources)
+        self._executables = plan.executables(self._sources)
         self._in_force = self._specs
         return Done(0), []
 
-    def _facts(self, _: Facts, client: int) -> tuple[Message, list[int]]:
+    def _tell(self, message: Tell) -> tuple[Message, list[int]]:
+        if message.state not in notification.STATES:
+            raise SockguardError("there is no such state")
+        notification.tell(message.state, message.status)
+        return Done(0), []
+
+    def _facts(self, message: Facts, client: int) -> tuple[Message, list[int]]:
         with _socket(client) as sock:
             try:
-                pid, _uid, _gid = peercred.credentials(sock)
-                program, _cgroup = process.process_facts(sock, pid, want_executable=True, want_cgroup=False)
+                peercred.credentials(sock)
             except OSError as error:
                 raise SockguardError(f"not a connection whose peer can be known: {error.strerror}") from error
-        if isinstance(program, Unknown):
-            return ProcessFacts("", program.reason), []
-        return ProcessFacts(program, ""), []
+            found = process.program(sock)
+        if isinstance(found, Unknown):
+            return ProcessFacts("", found.reason), []
+        try:
+            patterns = self._executables.get(message.proxy, ())
+            if not any(executable_matches(pattern, found.path) for pattern in patterns):
+                return ProcessFacts(found.path, ""), []
+            if not self._lookers.look(message.number, found):
+                return ProcessFacts("", "too many programs are being looked at"), []
+        except OSError as error:
+            return ProcessFacts("", f"the program cannot be looked at: {error.strerror}"), []
+        finally:
+            os.close(found.pidfd)
+        return Done(0), []
+
+    def _accept(self, message: Accept) -> tuple[Message, list[int]]:
+        door = self._doors.get(message.proxy)
+        if door is None or message.proxy not in self._impersonations:
+            raise SockguardError(f"proxy.{message.proxy[:64]}: no identity = 'client' as the monitor reads the file")
+        accepted, number = door.accept(min(message.most, MAX_BATCH))
+        return Accepted(number, tuple((proof,) for _, proof in accepted)), [sock.detach() for sock, _ in accepted]
 
     def _connect_as(self, message: ConnectAs, client: int) -> tuple[Message, list[int]]:
-        """Who the client is, the kernel says here, too; what control made of it does not count."""
+        """Who the client is, the kernel says here, too; what control made of it does not count.
+
+        Only for what the proxy's own listener has accepted: the peer of any other socket is somebody who never asked
+        for anything, perhaps root.
+        """
         target = self._impersonations.get(message.proxy)
         if target is None:
             raise SockguardError(f"proxy.{message.proxy[:64]}: no identity = 'client' as the monitor reads the file")
+        door = self._doors.get(message.proxy)
+        fits = door is not None and door.fits(self._in_force.get(message.proxy))
         with _socket(client) as sock:
-            self._check_accepted(message.proxy, sock)
+            if door is None or not fits or not door.has_accepted(sock, message.proof):
+                raise SockguardError(f"proxy.{message.proxy}: not a connection that the monitor accepted for it")
             try:
                 _pid, uid, gid = peercred.credentials(sock)
             except OSError as error:
@@ -324,18 +399,6 @@ class Monitor:
         except OSError as error:
             raise SockguardError(f"the client's identity cannot be taken over: {error.strerror}") from error
         return (NotConnected(connected), []) if isinstance(connected, int) else (Done(1), [connected.detach()])
-
-    def _check_accepted(self, proxy: str, sock: socket.socket) -> None:
-        """Only what that proxy's listener has accepted, and that has its address, has a client as its peer.
-
-        The peer of a listener is whoever listens, the peer of a socket that control has connected is the service
-        there: either way somebody who never asked for anything, perhaps root.
-        """
-        spec = self._in_force.get(proxy)
-        address = listening.address(spec, self._adopted) if spec else None
-        listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-        if sock.family != socket.AF_UNIX or listens or not address or sock.getsockname() != address:
-            raise SockguardError(f"proxy.{proxy[:64]}: not a connection that came in by its listening socket")
 
     def _spawn_relay(self, message: SpawnRelay) -> tuple[Message, list[int]]:
         if len(self._relays) >= MAX_RELAYS:

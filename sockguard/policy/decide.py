@@ -13,7 +13,7 @@ from datetime import datetime
 from enum import IntEnum
 from typing import Final, Literal
 
-from sockguard.identity.peer import OVERFLOW_ID, Peer, Unknown
+from sockguard.identity.peer import OVERFLOW_ID, Peer, Unchecked, Unknown
 from sockguard.policy.patterns import executable_matches, label_matches, unit_matches
 from sockguard.policy.rule import Action, Rule, Users, Verdict, Who
 
@@ -151,7 +151,7 @@ def next_expiry(rules: Iterable[Rule], now: datetime) -> datetime | None:
 
 def wants(rules: Iterable[Rule]) -> Wants:
     """Return which facts must be looked up to judge these rules."""
-    asked = [who for rule in rules for who in (rule.own, *(named.who for named in rule.sets))]
+    asked = _asked(rules)
     groups = frozenset[int]().union(*(who.groups for who in asked if who.groups is not None))
     return Wants(
         executable=any(who.executables is not None for who in asked),
@@ -159,6 +159,19 @@ def wants(rules: Iterable[Rule]) -> Wants:
         label=any(who.labels is not None for who in asked),
         groups=groups | {OVERFLOW_ID} if groups else groups,
     )
+
+
+def asks_about(rules: Sequence[Rule], path: str) -> bool:
+    """Can it make a difference whether a program that gives itself this path is the file that is there? It can where a
+    pattern matches, and wherever a deny is about programs: that acts on one that cannot be known, too.
+    """
+    if any(who.executables is not None for who in _asked(rule for rule in rules if rule.action is Action.DENY)):
+        return True
+    return any(executable_matches(pattern, path) for who in _asked(rules) for pattern in who.executables or ())
+
+
+def _asked(rules: Iterable[Rule]) -> list[Who]:
+    return [who for rule in rules for who in (rule.own, *(named.who for named in rule.sets))]
 
 
 _Condition = tuple[Key, tuple[str, ...], str | Unknown, Callable[[str, str], bool]]
@@ -198,6 +211,8 @@ def _groups(wanted: frozenset[int], peer: Peer) -> Truth:
 
 
 def _text(patterns: tuple[str, ...], fact: str | Unknown, matches: Callable[[str, str], bool]) -> Truth:
+    if isinstance(fact, Unchecked):
+        return _UNKNOWN if any(matches(pattern, fact.path) for pattern in patterns) else _FALSE
     if isinstance(fact, Unknown):
         return _UNKNOWN
     for pattern in patterns:  # any() would make a generator for each of a thousand rules

@@ -3,10 +3,14 @@
 A message is one packet of a SOCK_SEQPACKET pair: a JSON array, its tag first, then the fields in the order
 below; passed fds travel with it. Rows are arrays of plain integers and strings, checked field by field.
 
-    control → monitor   read_config · bind · unbind · adopt · facts · connect_as · spawn_relay · end_relay
+    control → monitor   read_config · bind · unbind · adopt · facts · accept · connect_as · spawn_relay · end_relay
+                        tell
+                        alive                                                             in answer to heartbeat
     monitor → control   done · failed · config_text · config_refused · process_facts      one answer a question
-                        not_connected
-                        signal · relay_exited                                             at any time
+                        accepted · not_connected
+                        signal · relay_exited · heartbeat · looked                        at any time
+    monitor → looker    look
+    looker  → monitor   seen                                                              one answer a question
     control → relay     generation · rule_sets · connections · assign · credits · close · ping · stop
     relay   → control   hello · generation_taken · connections_taken · requests · closed · pong · fault
                         these over a pipe (pipe.py), so none can bring a descriptor
@@ -64,23 +68,39 @@ class Unbind(Message):
 
 @dataclass(frozen=True, slots=True)
 class Facts(Message):
-    """What program is at the other end of the connection that comes along? Answer: process_facts."""
+    """What program is at the other end of the connection that comes along, for the rules of that proxy?
+
+    Answer: process_facts; or done, and looked with the same number later.
+    """
 
     TAG = "facts"
+    number: int
+    proxy: str
 
     def fds(self) -> int:
         return 1
 
 
 @dataclass(frozen=True, slots=True)
+class Accept(Message):
+    """Accept up to ``most`` connections of a proxy with ``identity = "client"`` (up to MAX_BATCH). Answer: accepted."""
+
+    TAG = "accept"
+    proxy: str
+    most: int
+
+
+@dataclass(frozen=True, slots=True)
 class ConnectAs(Message):
     """Connect to that proxy's backend as the client whose connection comes along.
 
-    Answer: done with the connected socket, not_connected, or failed when that client may not be shown.
+    proof: what accepted said with it; no other socket is taken. Answer: done with the connected socket, not_connected,
+    or failed when that client may not be shown.
     """
 
     TAG = "connect_as"
     proxy: str
+    proof: str
 
     def fds(self) -> int:
         return 1
@@ -113,6 +133,26 @@ class Adopt(Message):
     """
 
     TAG = "adopt"
+
+
+@dataclass(frozen=True, slots=True)
+class Tell(Message):
+    """Tell the service manager: ``state`` is one of notification.STATES, ``status`` a line for people, or empty.
+
+    Nothing else of control's gets there. Answer: done.
+    """
+
+    TAG = "tell"
+    state: str
+    status: str
+
+
+@dataclass(frozen=True, slots=True)
+class Alive(Message):
+    """Control's event loop goes round: the same number as in heartbeat. There is no answer."""
+
+    TAG = "alive"
+    number: int
 
 
 # ── monitor → control ────────────────────────────────────────────────────────────────────────────────────
@@ -158,11 +198,28 @@ class ConfigRefused(Message):
 
 @dataclass(frozen=True, slots=True)
 class ProcessFacts(Message):
-    """The peer's program: its path, or why it cannot be known. Exactly one of the two is not empty."""
+    """The peer's program: why it cannot be known, or the path that it has given itself, which no rule of the proxy
+    names and nobody has looked at. Exactly one of the two is not empty.
+    """
 
     TAG = "process_facts"
-    executable: str
+    unchecked: str
     unknown: str
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted(Message):
+    """Connections that came in by the proxy's listening socket: rows of (proof,), one fd each, in their order.
+
+    number: the errno of accept(2) that ended it; 0 when no more wait, or it was all that was asked for.
+    """
+
+    TAG = "accepted"
+    number: int
+    rows: tuple[Row, ...]
+
+    def fds(self) -> int:
+        return len(self.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +248,47 @@ class RelayExited(Message):
     TAG = "relay_exited"
     number: int
     status: int
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat(Message):
+    """Are you alive? Answer: alive. Until it comes the service manager is not told that the service is alive."""
+
+    TAG = "heartbeat"
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Looked(Message):
+    """A program's file was looked at: its path, or why it cannot be known. Exactly one of the two is not empty."""
+
+    TAG = "looked"
+    number: int
+    executable: str
+    unknown: str
+
+
+# ── monitor ↔ looker ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Look(Message):
+    """Is the program of the pinned process the file at this path? pid: by which /proc knows it. Answer: seen."""
+
+    TAG = "look"
+    pid: int
+    path: str
+
+    def fds(self) -> int:
+        return 1
+
+
+@dataclass(frozen=True, slots=True)
+class Seen(Message):
+    """It is, if ``unknown`` is empty; else that says why not, or why that cannot be known."""
+
+    TAG = "seen"
+    unknown: str
 
 
 # ── control → relay ──────────────────────────────────────────────────────────────────────────────────────
@@ -365,9 +463,23 @@ CREDITS: Final = 512
 MAX_OVERDRAFT: Final = 4096
 """Rows that a relay may send beyond its credits: what a read of 64 KiB holds if each request has 16 bytes."""
 
-CONTROL_TO_MONITOR: Final = table_of(ReadConfig, Bind, Facts, ConnectAs, SpawnRelay, EndRelay, Unbind, Adopt)
-MONITOR_TO_CONTROL: Final = table_of(
-    Done, Failed, ConfigText, ConfigRefused, ProcessFacts, NotConnected, Signal, RelayExited
+CONTROL_TO_MONITOR: Final = table_of(
+    ReadConfig, Bind, Facts, Accept, ConnectAs, SpawnRelay, EndRelay, Unbind, Adopt, Tell, Alive
 )
+MONITOR_TO_CONTROL: Final = table_of(
+    Done,
+    Failed,
+    ConfigText,
+    ConfigRefused,
+    ProcessFacts,
+    Accepted,
+    NotConnected,
+    Signal,
+    RelayExited,
+    Heartbeat,
+    Looked,
+)
+MONITOR_TO_LOOKER: Final = table_of(Look)
+LOOKER_TO_MONITOR: Final = table_of(Seen)
 CONTROL_TO_RELAY: Final = table_of(Generation, RuleSets, Connections, Assign, Credits, Close, Ping, Stop)
 RELAY_TO_CONTROL: Final = table_of(Hello, GenerationTaken, ConnectionsTaken, Requests, Closed, Pong, Fault)

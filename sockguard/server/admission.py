@@ -84,8 +84,11 @@ class Admission:
         self._wants = wants(proxy.rules)
         self._forget(_now())
 
-    async def arrive(self, client: socket.socket) -> None:
-        """Judge an accepted connection and deliver or close it. Only process facts make this wait."""
+    async def arrive(self, client: socket.socket, proof: str = "") -> None:
+        """Judge an accepted connection and deliver or close it. Only process facts make this wait.
+
+        proof: see listener.Arrival
+        """
         number = self._connections.next_number()
         if self.proxy.listen.kind is ListenKind.ADOPTED:  # it may have come in by what the .socket unit had set
             foreign.ask_for_nothing(client, credentials=self.proxy.sender == "same-user")
@@ -109,8 +112,7 @@ class Admission:
                 number, peer, "identity", rule, "uid 0 is not shown to the service: allow_root_identity is false"
             )
             return
-        owner = self._accounts.owner_of_subuid(peer.uid)
-        user = peer.uid if owner is None else owner
+        user = self._user(peer.uid)
         refusal = self.limits.take(user)
         if refusal:
             self.drop(client)
@@ -118,9 +120,29 @@ class Admission:
             return
         if not verdict.allowed:
             self._record.would_deny(self.proxy, number, peer, verdict.rule, verdict.reason)
-        connection = Connection(number, self, peer, user, rule, trio.current_time(), rules)
+        connection = Connection(number, self, peer, user, rule, trio.current_time(), rules, proof)
         self._connections.add(connection)
         self._delivery.deliver(connection, client)
+
+    @property
+    def waits_for_facts(self) -> bool:
+        """Can ``arrive`` take long?"""
+        return self._wants.executable
+
+    def user_of(self, client: socket.socket) -> int:
+        """Whom a connection counts for. Raises OSError where there is no peer."""
+        return self._user(peercred.credentials(client)[1])
+
+    def turns_away(self, client: socket.socket, user: int, waiting: int) -> bool:
+        """Has that user all that it may have, with those that wait to be judged? Then this one is denied."""
+        refusal = self.limits.refusal(user, waiting)
+        if refusal is None:
+            return False
+        pid, uid, gid = peercred.credentials(client)
+        peer = Peer(uid, gid, Unknown(refusal), pid, self._accounts.name_of(uid))
+        self.drop(client)
+        self._deny(self._connections.next_number(), peer, "limit", None, refusal)
+        return True
 
     def drop(self, client: socket.socket) -> None:
         """Close a connection that is not delivered, whatever its client has sent."""
@@ -180,14 +202,19 @@ class Admission:
         """The name of a user, as the accounts have it that the configuration was read with."""
         return self._accounts.name_of(uid)
 
+    def _user(self, uid: int) -> int:
+        """Whom a connection counts for."""
+        owner = self._accounts.owner_of_subuid(uid)
+        return uid if owner is None else owner
+
     async def _identify(self, client: socket.socket) -> Peer:
         pid, uid, gid = peercred.credentials(client)
         executable: str | Unknown = NOT_ASKED
         cgroup: str | Unknown = NOT_ASKED
         if self._wants.cgroup:
-            _, cgroup = process.process_facts(client, pid, want_executable=False, want_cgroup=True)
+            cgroup = process.cgroup_of_peer(client)
         if self._wants.executable:
-            executable = await self._privileges.executable(client, pid)
+            executable = await self._privileges.executable(self.proxy, client, self._user(uid))
         groups = peercred.supplementary_groups(client)
         return Peer(
             uid=uid,

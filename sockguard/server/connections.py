@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 class Connection:
     """One admitted connection. ``user``: who it counts for; ``rule``: what admits it (None: a permissive proxy).
 
+    proof        the monitor's word that it came in by the proxy's listening socket, where the monitor has accepted it
     connecting   cancels the wait for its backend, while it waits
     rules        those for its requests, as indexes among its proxy's; none where the protocol is not inspected
     ending       the outcome it is to end with, once that is decided
@@ -31,6 +32,7 @@ class Connection:
     rule: str | None
     started: float
     rules: tuple[int, ...] = ()
+    proof: str = ""
     connecting: trio.CancelScope | None = None
     ending: str = ""
 

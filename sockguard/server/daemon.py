@@ -33,7 +33,6 @@ from sockguard.server.record import Record
 from sockguard.server.relays import RelayPool
 from sockguard.server.reload import Reloader, read
 from sockguard.server.separation import Separation
-from sockguard.server.systemd import notify
 from sockguard.server.untils import Untils
 
 MAX_RELAYS_BY_DEFAULT: Final = 8
@@ -107,6 +106,7 @@ class Daemon:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._read_signals)
                 nursery.start_soon(self._dispose)
+                nursery.start_soon(self._privileges.keep_alive)
                 nursery.start_soon(self._watch_master, self._master)
                 await nursery.start(self._pool.run, self._relay_count())
                 await self._privileges.adopt()
@@ -136,7 +136,7 @@ class Daemon:
             )
 
         async with trio.open_nursery() as accepting:
-            self._guards = Guards(accepting, self._pool.flush, self._wait_for_room, self._disposal)
+            self._guards = Guards(accepting, self._pool.flush, self._wait_for_room, self._disposal, self._privileges)
             self._reloader = Reloader(
                 self._privileges, self._guards, self._pool, self._connections, make, self._disposal
             )
@@ -155,10 +155,9 @@ class Daemon:
                 self._guards.add(make(proxy, self._accounts), sock)
             self._turn.release()
             nursery.start_soon(outlets.serve, self, self._metrics)
-            notify("READY=1", self._guarding())
+            await self._privileges.tell("ready", self._guarding())
             await self._ending.wait()
             self._guards.close(restarting=self._restarting)
-            accepting.cancel_scope.cancel()
 
     # ── start ──
 
@@ -197,7 +196,7 @@ class Daemon:
         log.info("guarding", proxy=proxy.name, listen=str(proxy.listen), backend=proxy.backend)
 
     def _guarding(self) -> str:
-        return f"STATUS=Guarding {len(self._config.proxies)} sockets"
+        return f"Guarding {len(self._config.proxies)} sockets"
 
     # ── what an operator asks ──
 
@@ -219,17 +218,18 @@ class Daemon:
         async with self._turn:
             if self._ending.is_set():
                 return ReloadResult(False, (Mistake("", 0, "", "sockguard is ending"),), self._pool.generation)
+            await self._privileges.tell("reloading", "")
             try:
                 new, revoked = await self._reloader.reload(self._config, self._untils.renewed)
             except SockguardError as error:
-                return self._say_refused(error)
+                return await self._say_refused(error)
             except Exception:  # a fault of our own must not end what guards by the old configuration
                 log.exception("a reload failed by a fault of sockguard's own")
-                return self._say_refused(SockguardError("a fault of sockguard's own: see its log"))
-            self._say_reloaded(new, revoked)
+                return await self._say_refused(SockguardError("a fault of sockguard's own: see its log"))
+            await self._say_reloaded(new, revoked)
             return ReloadResult(True, (), self._pool.generation)
 
-    def _say_refused(self, error: SockguardError) -> ReloadResult:
+    async def _say_refused(self, error: SockguardError) -> ReloadResult:
         if isinstance(error, ConfigError):
             mistakes = error.mistakes
         else:
@@ -239,10 +239,10 @@ class Daemon:
         self._audit.emit("reload_failed", generation=self._pool.generation, mistakes=lines)
         self._metrics.reloaded(False)
         self._overview.last_reload = ReloadStatus(time=now(), ok=False, errors=lines)
-        notify(f"{self._guarding()}; the last reload was refused: {lines[0]}")
+        await self._privileges.tell("ready", f"{self._guarding()}; the last reload was refused: {lines[0]}")
         return ReloadResult(False, mistakes, self._pool.generation)
 
-    def _say_reloaded(self, new: Config, revoked: int) -> None:
+    async def _say_reloaded(self, new: Config, revoked: int) -> None:
         old, self._config = self._config, new
         logs.set_up(new.log.level, new.log.format)
         self._audit.encode = _audit_form(new)
@@ -258,7 +258,7 @@ class Daemon:
         self._metrics.reloaded(True)
         self._metrics.keep({name: [rule.name for rule in proxy.rules] for name, proxy in new.proxies.items()})
         self._overview.last_reload = ReloadStatus(time=now(), ok=True, errors=[])
-        notify(self._guarding())
+        await self._privileges.tell("ready", self._guarding())
 
     # ── events ──
 
@@ -310,7 +310,7 @@ class Daemon:
 
     async def _drain(self) -> None:
         """Let connections finish, then close them, then let the relays go."""
-        notify("STOPPING=1", "STATUS=Waiting for connections to finish")
+        await self._privileges.tell("stopping", "Waiting for connections to finish")
         empty = trio.Event()
         self._connections.on_empty = empty.set
         if len(self._connections):

@@ -56,7 +56,7 @@ class RelayDelivery:
         async def attempt() -> socket.socket | int:
             proxy = connection.admission.proxy  # as it is now: a reload may move its backend while the client waits
             if proxy.identity == "client":
-                return await self._privileges.connect_as(proxy, client)
+                return await self._privileges.connect_as(proxy, client, connection.proof)
             return _try_connect(proxy)
 
         connected: socket.socket | Unavailable = Unavailable("stopped", "")

@@ -23,6 +23,12 @@ class Limits:
         self.by_user[user] = count + 1
         return None
 
+    def refusal(self, user: int, waiting: int) -> str | None:
+        """Why one more of that user may not wait to be judged, with ``waiting`` that do."""
+        if self.by_user.get(user, 0) + waiting >= self.user_limit:
+            return f"max_connections_per_user: uid {user} has {self.user_limit} open"
+        return None
+
     def give_back(self, user: int) -> None:
         """Count a connection out that ``take`` counted in."""
         self.total -= 1

@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
 import time
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from itertools import count
 from typing import Final, Protocol
 
 import trio
 
 from sockguard.config.read import Source, read_sources
-from sockguard.config.settings import Proxy
+from sockguard.config.settings import ListenKind, Proxy
 from sockguard.errors import ChannelError, ConfigError, Mistake, SockguardError
 from sockguard.identity import process
-from sockguard.identity.peer import Unknown
-from sockguard.privsep import activation, channel, listening, memfd, spawn
+from sockguard.identity.peer import Unknown, unchecked
+from sockguard.policy.decide import asks_about
+from sockguard.privsep import activation, channel, listening, memfd, notification, spawn
 from sockguard.privsep.messages import (
     MONITOR_TO_CONTROL,
+    Accept,
+    Accepted,
     Adopt,
+    Alive,
     Bind,
     ConfigRefused,
     ConfigText,
     ConnectAs,
+    Done,
     EndRelay,
     Facts,
     Failed,
+    Heartbeat,
+    Looked,
     Message,
     NotConnected,
     ProcessFacts,
@@ -35,9 +45,12 @@ from sockguard.privsep.messages import (
     RelayExited,
     Signal,
     SpawnRelay,
+    Tell,
     Unbind,
     check_row,
 )
+from sockguard.server.listener import Arrival
+from sockguard.server.looks import HANGS, LOOK_SECONDS, Looks
 
 
 class Privileges(Protocol):
@@ -51,9 +64,15 @@ class Privileges(Protocol):
 
     async def bind(self, proxy: Proxy) -> socket.socket: ...
 
-    async def executable(self, client: socket.socket, pid: int) -> str | Unknown: ...
+    async def executable(self, proxy: Proxy, client: socket.socket, user: int) -> str | Unknown:
+        """The program of a client, as far as the proxy's rules ask for it. user: whom it counts for (looks.py)."""
+        ...
 
-    async def connect_as(self, proxy: Proxy, client: socket.socket) -> socket.socket | int:
+    async def accept(self, proxy: Proxy, most: int) -> list[Arrival]:
+        """What has come in for a proxy with ``identity = "client"``, ``most`` at most. Raises OSError as accept(2)."""
+        ...
+
+    async def connect_as(self, proxy: Proxy, client: socket.socket, proof: str) -> socket.socket | int:
         """A connection to the backend that shows the client's identity, or the errno of connect(2)."""
         ...
 
@@ -71,6 +90,14 @@ class Privileges(Protocol):
         """What was read last is in force."""
         ...
 
+    async def tell(self, state: str, status: str) -> None:
+        """Tell the service manager (notification.tell). Never fails."""
+        ...
+
+    async def keep_alive(self) -> None:
+        """Until cancelled: feed the service manager's watchdog, if that is this process's to do."""
+        ...
+
     def signals(self) -> AsyncIterator[str]:
         """ "terminate", "restart" or "reload", as they come; ends when the monitor has gone."""
         ...
@@ -86,6 +113,7 @@ END_SECONDS: Final = 2.0
 """For relays that were killed. One that the kernel keeps longer is left to it."""
 
 
+_NO_IDENTITY: Final = "the client's identity cannot be shown without CAP_SETUID and CAP_SETGID"
 _SIGNALS: Final = {signal.SIGHUP: "reload", signal.SIGTERM: "terminate", signal.SIGINT: "restart"}
 
 
@@ -97,6 +125,9 @@ class OwnRights:
         self._adopted = activation.adopt()
         self._bound: dict[str, listening.Bound] = {}
         self._relays: dict[int, int] = {}
+        self._not_stored: dict[str, socket.socket] = {}
+        self._watchdog_seconds = notification.watchdog_seconds(os.environ)
+        self._looks = Looks()
         self._started = False
 
     async def read_config(self) -> tuple[Source, ...]:
@@ -124,14 +155,32 @@ class OwnRights:
         sock, bound = listening.listen(spec, self._adopted)
         if bound:
             self._bound[proxy.name] = bound
+        if proxy.listen.kind is not ListenKind.ADOPTED:  # that one is systemd's anyway
+            self._not_stored[proxy.name] = sock
         return sock
 
-    async def executable(self, client: socket.socket, pid: int) -> str | Unknown:
-        program, _ = process.process_facts(client, pid, want_executable=True, want_cgroup=False)
-        return program
+    async def executable(self, proxy: Proxy, client: socket.socket, user: int) -> str | Unknown:
+        """Looked at in a thread. Nobody but users whose uid is this process's own can have it hang."""
+        found = process.program(client)
+        if isinstance(found, Unknown):
+            return found
+        try:
+            if not asks_about(proxy.rules, found.path):
+                return unchecked(found.path)
+            pidfd = os.dup(found.pidfd)
+        finally:
+            os.close(found.pidfd)
+        with trio.move_on_after(LOOK_SECONDS):
+            async with self._looks.one(user):
+                fault = await trio.to_thread.run_sync(_compare, pidfd, found, abandon_on_cancel=True)
+            return fault or found.path
+        return HANGS
 
-    async def connect_as(self, proxy: Proxy, client: socket.socket) -> socket.socket | int:
-        raise SockguardError("the client's identity cannot be shown without CAP_SETUID and CAP_SETGID")
+    async def accept(self, proxy: Proxy, most: int) -> list[Arrival]:
+        raise SockguardError(_NO_IDENTITY)
+
+    async def connect_as(self, proxy: Proxy, client: socket.socket, proof: str) -> socket.socket | int:
+        raise SockguardError(_NO_IDENTITY)
 
     async def spawn_relay(self, number: int, protocols: str) -> tuple[socket.socket, int]:
         try:
@@ -149,10 +198,24 @@ class OwnRights:
         bound = self._bound.pop(name, None)
         if bound:
             bound.remove()
+        if not self._not_stored.pop(name, None):
+            notification.forget(listening.kept_name(name))
 
     async def adopt(self) -> None:
+        """It has systemd keep what was bound since the last time over a restart."""
         self._started = True
+        for name, sock in self._not_stored.items():
+            notification.store(listening.kept_name(name), sock.fileno())
+        self._not_stored.clear()
         listening.end_kept(self._adopted)
+
+    async def tell(self, state: str, status: str) -> None:
+        notification.tell(state, status)
+
+    async def keep_alive(self) -> None:
+        while self._watchdog_seconds is not None:
+            notification.feed_watchdog()
+            await trio.sleep(self._watchdog_seconds / 3)
 
     async def signals(self) -> AsyncIterator[str]:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
@@ -177,6 +240,22 @@ class OwnRights:
         listening.clean_up(self._bound.values(), os.environ, started=self._started)
 
 
+@dataclass(slots=True, eq=False)
+class _Look:
+    """A look at a program's file that the monitor was asked for. ``user``: whom it counts for."""
+
+    user: int
+    found: str | Unknown = HANGS
+    ended: trio.Event = field(default_factory=trio.Event)
+
+
+def _compare(pidfd: int, found: process.Program) -> Unknown | None:
+    try:
+        return process.compare(pidfd, found.pid, found.path)
+    finally:
+        os.close(pidfd)
+
+
 class FromMonitor:
     """Asks the monitor, one question at a time. ``run`` has to run meanwhile: it reads the monitor's side."""
 
@@ -187,6 +266,9 @@ class FromMonitor:
         self._answers, self._answered = trio.open_memory_channel[tuple[Message, list[int]] | None](1)
         self._told, self._tells = trio.open_memory_channel[str](16)
         self._statuses: dict[int, int] = {}
+        self._numbers = count(1)
+        self._looks = Looks()
+        self._looking: dict[int, _Look] = {}
 
     async def run(self) -> None:
         """Read what the monitor says until it has gone."""
@@ -207,8 +289,24 @@ class FromMonitor:
                             self._told.send_nowait(name)
                     case RelayExited(number, status):
                         self._statuses[number] = status
+                    case Looked(number, executable, unknown):
+                        self._end_look(number, executable or Unknown(unknown))
+                    case Heartbeat(number):
+                        await self._say_alive(number)
                     case _:
                         self._answers.send_nowait(received)
+
+    async def _say_alive(self, number: int) -> None:
+        """The event loop goes round, since this task has had its turn."""
+        while True:
+            try:
+                channel.send(self._sock, Alive(number))
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(self._sock)
+            except (BrokenPipeError, ConnectionResetError):
+                return
+            else:
+                return
 
     async def _ask(self, question: Message, *fds: int) -> tuple[Message, list[int]]:
         async with self._turn:
@@ -249,15 +347,45 @@ class FromMonitor:
         _, fds = await self._ask(Bind(proxy.name))
         return socket.socket(fileno=fds[0])
 
-    async def executable(self, client: socket.socket, pid: int) -> str | Unknown:
-        answer, _ = await self._ask(Facts(), client.fileno())
-        await trio.lowlevel.checkpoint_if_cancelled()  # the answer is waited for all the same; nobody is let in by it
-        if not isinstance(answer, ProcessFacts):
-            raise ChannelError(f"the monitor answered with {answer.TAG}")
-        return answer.executable or Unknown(answer.unknown)
+    async def executable(self, proxy: Proxy, client: socket.socket, user: int) -> str | Unknown:
+        with trio.move_on_after(LOOK_SECONDS):
+            await self._looks.begin(user)
+            number = next(self._numbers)
+            look = self._looking[number] = _Look(user)
+            try:
+                answer, _ = await self._ask(Facts(number, proxy.name), client.fileno())
+            except BaseException:
+                self._end_look(number)
+                raise
+            if not isinstance(answer, Done):  # else it counts until it has come to its end, whoever waits
+                self._end_look(number)
+                await trio.lowlevel.checkpoint_if_cancelled()  # nobody is let in by what nobody waits for
+                if not isinstance(answer, ProcessFacts):
+                    raise ChannelError(f"the monitor answered with {answer.TAG}")
+                return unchecked(answer.unchecked) if answer.unchecked else Unknown(answer.unknown)
+            await look.ended.wait()
+            return look.found
+        return HANGS
 
-    async def connect_as(self, proxy: Proxy, client: socket.socket) -> socket.socket | int:
-        answer, fds = await self._ask(ConnectAs(proxy.name), client.fileno())
+    def _end_look(self, number: int, found: str | Unknown = HANGS) -> None:
+        look = self._looking.pop(number, None)
+        if look:
+            look.found = found
+            look.ended.set()
+            self._looks.end(look.user)
+
+    async def accept(self, proxy: Proxy, most: int) -> list[Arrival]:
+        answer, fds = await self._ask(Accept(proxy.name, most))
+        if not isinstance(answer, Accepted):
+            raise ChannelError(f"the monitor answered with {answer.TAG}")
+        proofs = [str(check_row(row, str)[0]) for row in answer.rows]
+        arrivals = [Arrival(socket.socket(fileno=fd), proof) for fd, proof in zip(fds, proofs, strict=True)]
+        if not arrivals:
+            raise OSError(answer.number or errno.EAGAIN, os.strerror(answer.number or errno.EAGAIN))
+        return arrivals
+
+    async def connect_as(self, proxy: Proxy, client: socket.socket, proof: str) -> socket.socket | int:
+        answer, fds = await self._ask(ConnectAs(proxy.name, proof), client.fileno())
         if isinstance(answer, NotConnected):
             return answer.number
         return socket.socket(fileno=fds[0])
@@ -274,6 +402,13 @@ class FromMonitor:
 
     async def adopt(self) -> None:
         await self._ask(Adopt())
+
+    async def tell(self, state: str, status: str) -> None:
+        with contextlib.suppress(SockguardError):  # the monitor has gone: there is nobody to tell
+            await self._ask(Tell(state, status[: notification.MAX_STATUS + 1]))
+
+    async def keep_alive(self) -> None:
+        return  # the monitor does, as long as its pings are answered
 
     async def signals(self) -> AsyncIterator[str]:
         async for name in self._tells:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import socket
 import stat
 import subprocess
@@ -16,9 +17,10 @@ from typing import Any
 
 import pytest
 
+from tests.integration.test_ordinary_user import run_as
 from tests.support.clients import exchange
 from tests.support.daemon import REPO, Daemon, running
-from tests.support.identities import state, wait_until
+from tests.support.identities import account_if_missing, state, wait_until
 from tests.support.services import serving
 
 ALLOW = '[[proxy.{0}.allow]]\nusers = ["*"]\n'
@@ -335,3 +337,55 @@ def test_systemds_socket_and_notifications(folder: Path) -> None:
         assert status == 0, daemon.stderr()
         assert "STOPPING=1" in receive_until(notify, lambda text: "STOPPING=1" in text)
         assert (folder / "public").exists()  # systemd's to remove
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("uid", [0, 54244])
+def test_only_the_main_process_notifies(folder: Path, uid: int) -> None:
+    """With a monitor or without: systemd hears nobody else (NotifyAccess=main). It is told of a reload, and is handed
+    what was bound; its watchdog is fed.
+    """
+    with contextlib.ExitStack() as stack:
+        for name in ("sockguard", "sockguard-relay"):
+            stack.enter_context(account_if_missing(name))
+        notify = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+        notify.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        notify.bind(str(folder / "notify"))
+        (folder / "notify").chmod(0o666)
+        notify.settimeout(20)
+        stack.enter_context(serving(folder / "private"))
+        file = write(folder, proxy("p", folder / "public", folder / "private"))
+        environment = {**os.environ, "NOTIFY_SOCKET": str(folder / "notify"), "WATCHDOG_USEC": "300000"}
+        os.chown(folder, uid, uid)
+        os.chown(file, uid, uid)
+        daemon = Daemon(file, env=environment, **(run_as(folder, uid, uid) if uid else {}))
+        senders, heard = set(), []
+
+        def hear_one() -> None:
+            data, ancillary, _, _ = notify.recvmsg(4096, 1024)
+            for _, kind, content in ancillary:
+                if kind == socket.SCM_RIGHTS:
+                    os.close(int.from_bytes(content, sys.byteorder))
+                else:
+                    senders.add(int.from_bytes(content[:4], sys.byteorder))
+            heard.append(data.decode())
+
+        def hear(wanted: str) -> None:
+            while wanted not in heard[-1:]:
+                hear_one()
+
+        try:
+            hear("FDSTORE=1\nFDNAME=sockguard/p")
+            hear("READY=1\nSTATUS=Guarding 1 sockets")
+            hear("WATCHDOG=1")
+            heard.clear()
+            hear("WATCHDOG=1")
+            daemon.process.send_signal(signal.SIGHUP)
+            while not heard[-1].startswith("RELOADING=1\n"):
+                hear_one()
+            hear("READY=1\nSTATUS=Guarding 1 sockets")
+        finally:
+            status = daemon.stop()
+        assert status == 0, daemon.stderr()
+        hear("STOPPING=1\nSTATUS=Waiting for connections to finish")
+        assert senders == {daemon.process.pid}

@@ -287,7 +287,8 @@ def test_restart_refuses_nobody(machine: Container) -> None:
 
     # systemd would not start a service of its own for so many connections.
     with serving(machine.path("/run/echo/quick.sock")):
-        machine.write(CONFIG, GOOD.replace("echo.sock", "quick.sock"))
+        shown_client = 'group   = "daemon"\nidentity = "client"\nallow_root_identity = true'
+        machine.write(CONFIG, GOOD.replace("echo.sock", "quick.sock").replace('group   = "daemon"', shown_client))
         machine.run("systemctl", "reload", "sockguard.service")
         try:
             for visitor in visitors:
@@ -325,6 +326,57 @@ def test_restart_goes_by_the_new_file(machine: Container) -> None:
         machine.run("systemctl", "restart", "sockguard.service")
     assert ping(machine, "games", "ABSTRACT-CONNECT:sockguard-test") == "ping"
     assert not machine.path("/run/moved.sock").exists()
+
+
+FORGED = (
+    "STATUS=all is well",
+    "WATCHDOG=trigger",
+    "STOPPING=1",
+    "RELOADING=1",
+    "FDSTOREREMOVE=1\nFDNAME=sockguard/given",
+    "MAINPID=1",
+)
+
+
+def test_systemd_hears_nobody_but_the_monitor(machine: Container) -> None:
+    """Whatever another process of the service sends, as a relay may that was taken over: nothing comes of it."""
+    group = shown(machine, "ControlGroup")
+    found = [f"/sys/fs/cgroup{part}{group}/cgroup.procs" for part in ("", "/unified", "/systemd")]
+    procs = [path for path in found if machine.path(path).exists()]
+    assert procs
+    join = "; ".join(f"echo $$ > {path}" for path in procs)
+    keys = ("MainPID", "ActiveState", "SubState", "StatusText", "NRestarts", "NFileDescriptorStore")
+    before = [shown(machine, key) for key in keys]
+    for text in FORGED:
+        words = " ".join(f"'{line}'" for line in text.split("\n"))
+        machine.run(
+            "sh", "-c", f"{join}; NOTIFY_SOCKET=/run/systemd/notify exec systemd-notify {words}"
+        )  # waits for it
+        assert [shown(machine, key) for key in keys] == before, text
+
+
+def test_the_watchdog_ends_a_control_process_that_hangs(machine: Container) -> None:
+    """The service is alive as long as control answers. One that hangs is ended, and all starts again at once."""
+    drop_in = "/etc/systemd/system/sockguard.service.d/watchdog.conf"
+    machine.write(drop_in, "[Service]\nWatchdogSec=2\n")
+    machine.run("systemctl", "daemon-reload")
+    try:
+        machine.run("systemctl", "restart", "sockguard.service")
+        first, (control,) = shown(machine, "MainPID"), pids(machine, "sockguard-ctl")
+        fed = shown(machine, "WatchdogTimestampMonotonic")
+        wait_until(lambda: shown(machine, "WatchdogTimestampMonotonic") != fed, "the watchdog is fed")
+        assert shown(machine, "MainPID") == first
+        machine.run("kill", "-STOP", control)
+        wait_until(lambda: shown(machine, "NRestarts") == "1", "the service is started again")
+        wait_until(lambda: shown(machine, "ActiveState") == "active", "the service is up again")
+        assert shown(machine, "MainPID") != first
+        assert "sockguard: the control process does not answer" in journal(machine).splitlines()
+        assert control not in pids(machine, "sockguard-ctl")
+        assert ping(machine, "games", "UNIX-CONNECT:/run/given.sock") == "ping"
+    finally:
+        machine.path(drop_in).unlink()
+        machine.run("systemctl", "daemon-reload")
+        machine.run("systemctl", "restart", "sockguard.service")
 
 
 def test_stop_drains_and_the_socket_starts_it_again(machine: Container) -> None:

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from sockguard import audit
 from sockguard.audit import MAX_QUEUED, AuditLog, peer_fields, to_console, to_json
-from sockguard.identity.peer import NOT_ASKED, Peer, Unknown
+from sockguard.identity.peer import NOT_ASKED, Peer, Unknown, unchecked
+from sockguard.words import MAX_FACT
 
 SECONDS = 20.0
 
@@ -314,3 +315,29 @@ def wait_for_full(monkeypatch: pytest.MonkeyPatch) -> Callable[[AuditLog], None]
         assert slept.wait(SECONDS)
 
     return wait
+
+
+@pytest.mark.parametrize("character", ["a", "\n", "é", "\udcff", "😀", '"', "\\"])
+def test_a_peers_facts_are_bounded(character: str) -> None:
+    """A path of 4,095 characters, each escaped: the event says how many there were, and is not many kilobytes long."""
+    text = "/" + 4094 * character
+    fields = peer_fields(Peer(1, 2, frozenset(), 3, "u", text, text, text))
+    for key in ("executable", "unit", "label"):
+        shown, _, rest = str(fields[key]).partition("…")
+        assert rest == f"({4094 if key == 'unit' else 4095} characters)"
+        assert shown in text
+    assert len(to_json(fields)) < 3 * (MAX_FACT + 100) + 200
+    assert str(peer_fields(Peer(1, 2, frozenset(), 3, "u", unchecked(text)))["executable"]).endswith("characters)")
+
+
+def test_a_short_fact_is_whole() -> None:
+    for text in ('/bin/é😀\n"\\', "/" + "x" * (MAX_FACT - 1)):
+        assert peer_fields(Peer(1, 2, frozenset(), executable=text))["executable"] == text
+
+
+def test_an_unchecked_program_is_told_as_such() -> None:
+    """The path is the peer's own word; that of one whose file has gone is not told."""
+    fields = peer_fields(Peer(1, 2, frozenset(), executable=unchecked("/bin/x")))
+    assert (fields["executable"], fields["executable_checked"]) == ("/bin/x", False)
+    fields = peer_fields(Peer(1, 2, frozenset(), executable=unchecked("/bin/x (deleted)")))
+    assert not fields.keys() & {"executable", "executable_checked"}

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sockguard.identity import process
-from sockguard.identity.peer import NOT_ASKED, Unknown
-from sockguard.identity.peercred import credentials
+from sockguard.identity.peer import Unknown
 
 if TYPE_CHECKING:
     from tests.unit.identity.conftest import Peers
@@ -36,8 +35,15 @@ def pinned(pid: int) -> Iterator[int]:
 
 
 def facts(accepted: socket.socket) -> tuple[str | Unknown, str | Unknown]:
-    """Ask for everything, as the daemon does."""
-    return process.process_facts(accepted, credentials(accepted)[0], want_executable=True, want_cgroup=True)
+    """Ask for everything, as the daemon does: the program's file is looked at only after it is known by its path."""
+    found = process.program(accepted)
+    cgroup = process.cgroup_of_peer(accepted)
+    if isinstance(found, Unknown):
+        return found, cgroup
+    try:
+        return process.compare(found.pidfd, found.pid, found.path) or found.path, cgroup
+    finally:
+        os.close(found.pidfd)
 
 
 def own_cgroup() -> str | Unknown:
@@ -58,14 +64,27 @@ def test_program_and_cgroup_of_a_peer(peers: Peers) -> None:
         assert facts(accepted) == (str(program), own_cgroup())
 
 
-def test_only_what_is_wanted_is_looked_up(peers: Peers) -> None:
-    """A fact that no rule asks for says so."""
+def test_a_programs_file_is_not_looked_at_unasked(peers: Peers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its path is /proc's word; where it leads nobody has looked."""
     program = peers.program()
     with peers.executed(program, "600") as (accepted, child):
-        ask = process.process_facts
-        assert ask(accepted, child.pid, want_executable=False, want_cgroup=False) == (NOT_ASKED, NOT_ASKED)
-        assert ask(accepted, child.pid, want_executable=True, want_cgroup=False) == (str(program), NOT_ASKED)
-        assert ask(accepted, child.pid, want_executable=False, want_cgroup=True) == (NOT_ASKED, own_cgroup())
+        monkeypatch.setattr(os, "stat", None)
+        found = process.program(accepted)
+        assert isinstance(found, process.Program)
+        assert (found.pid, found.path) == (child.pid, str(program))
+        os.close(found.pidfd)
+
+
+def test_a_peer_that_goes_while_its_program_is_looked_at(peers: Peers) -> None:
+    """What was found out is not its own any more."""
+    program = peers.program()
+    with peers.executed(program, "600") as (accepted, child):
+        found = process.program(accepted)
+        assert isinstance(found, process.Program)
+        child.kill()
+        child.wait()
+        assert process.compare(found.pidfd, found.pid, found.path) == process.GONE
+        os.close(found.pidfd)
 
 
 def test_peer_that_has_gone(peers: Peers) -> None:
@@ -197,9 +216,9 @@ def test_foreign_pid_namespace_without_a_pidfd(peers: Peers, monkeypatch: pytest
     """Before Linux 6.5, a peer with pid 0 cannot be pinned: said so, and not taken for one that has gone."""
     monkeypatch.setattr(process, "peer_pidfd", lambda _sock: None)
     with peers.forked() as (accepted, pid):
-        ask = process.process_facts
-        assert ask(accepted, 0, want_executable=True, want_cgroup=False) == (process.FOREIGN, NOT_ASKED)
-        assert ask(accepted, pid, want_executable=False, want_cgroup=True) == (NOT_ASKED, process.GONE)
+        for shown, expected in ((0, process.FOREIGN), (pid, process.GONE)):
+            monkeypatch.setattr(process, "credentials", lambda _, shown=shown: (shown, 1, 1))
+            assert facts(accepted) == (expected, expected)
 
 
 def test_facts_leave_no_fd_behind(peers: Peers) -> None:
@@ -316,9 +335,9 @@ def test_watcher_in_another_pid_namespace(peers: Peers) -> None:
     """A peer outside of our pid namespace has pid 0 in our /proc: unknown, and nothing is read under a wrong pid."""
     _unshare("--mount", "--pid", "--fork", "--mount-proc")
     code = (
-        "import socket;from sockguard.identity.process import process_facts as f;"
+        "import socket;from sockguard.identity.process import cgroup_of_peer, program;"
         "from sockguard.identity.peercred import credentials as c;"
-        "s=socket.socket(fileno=0);p=c(s)[0];print(p, *f(s, p, want_executable=True, want_cgroup=True), sep='\\n')"
+        "s=socket.socket(fileno=0);print(c(s)[0], program(s), cgroup_of_peer(s), sep='\\n')"
     )
     with peers.forked() as (accepted, _):
         python = shutil.which("python3", path=os.path.dirname(sys.executable)) or "python3"

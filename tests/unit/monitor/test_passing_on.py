@@ -134,13 +134,13 @@ def test_a_client_is_closed_before_the_answer(
 
     monkeypatch.setattr(channel, "send", send)
     case.monitor._handlers[Facts] = handler  # type: ignore[assignment]  # one of both above
-    case.monitor._answer(case.ours, Facts(), [copy])
+    case.monitor._answer(case.ours, Facts(1, "p"), [copy])
     assert said == [Failed("not now") if handler is fails else ProcessFacts("/bin/x", "")]
     assert case.disposer.socks == []
     socket.send_fds(peer, [b"x"], [peer.fileno()])
     copy = accepted.dup().detach()
     monkeypatch.setattr(channel, "send", lambda *_: None)
-    case.monitor._answer(case.ours, Facts(), [copy])
+    case.monitor._answer(case.ours, Facts(1, "p"), [copy])
     assert [sock.fileno() for sock in case.disposer.socks] == [copy]
 
 
@@ -153,7 +153,7 @@ def test_a_client_is_closed_when_the_monitor_fails(case: Case, client: Client) -
     copy = client[0].dup().detach()
     case.monitor._handlers[Facts] = fault
     with pytest.raises(ZeroDivisionError):
-        case.monitor._answer(case.ours, Facts(), [copy])
+        case.monitor._answer(case.ours, Facts(1, "p"), [copy])
     assert not is_open(copy)
 
 
@@ -167,7 +167,7 @@ def test_a_connection_that_the_monitor_has_made(case: Case, client: Client, pass
         socket.send_fds(service, [b"x"], [service.fileno()])
     copy = made.dup().detach()
     case.monitor._handlers[ConnectAs] = lambda *_: (Done(1), [copy])
-    case.monitor._answer(case.ours, ConnectAs("shown"), [])
+    case.monitor._answer(case.ours, ConnectAs("shown", ""), [])
     assert [sock.fileno() for sock in case.disposer.socks] == ([copy] if passes else [])
     assert is_open(copy) is passes
     _, (fd,), _, _ = socket.recv_fds(case.control, 1000, 1)

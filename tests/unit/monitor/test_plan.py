@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sockguard.config.load import load
 from sockguard.config.read import Source
 from sockguard.identity.accounts import Accounts
-from sockguard.monitor.plan import Impersonation, impersonations, listen_specs, needed_capabilities
+from sockguard.monitor.plan import Impersonation, executables, impersonations, listen_specs, needed_capabilities
 from sockguard.privsep.listening import ListenSpec
 from sockguard.privsep.rights import CAP_CHOWN, CAP_SYS_PTRACE
 
@@ -214,3 +214,28 @@ def test_no_file_stops_the_monitor(value: object) -> None:
         assert isinstance(spec.text, str)
         assert isinstance(spec.mode, int)
         assert all(each is None or isinstance(each, int) for each in (spec.owner, spec.group))
+
+
+def test_programs_that_are_looked_at() -> None:
+    """Those that the proxy's rules or any named set name; all where a deny is about programs. The odd is left out."""
+    text = """
+[proxy.a]
+allow = [{ users = ["*"], executables = ["/bin/a", 3, "[", ""] }, "odd", { executables = "/bin/text" }]
+deny = [{ users = ["x"] }]
+[proxy.b]
+deny = [{ executables = ["/bin/b"] }]
+[proxy.c]
+deny = [{ who = ["s"] }]
+[proxy.d]
+allow = 3
+deny = "odd"
+"""
+    named = '[who.s]\nexecutables = ["/opt/*"]\n[who.t]\nusers = ["x"]\n'
+    every = frozenset({"**"})
+    assert executables(sources(text, named)) == {
+        "a": {"/bin/a", "/opt/*"},
+        "b": every,
+        "c": every,
+        "d": {"/opt/*"},
+    }
+    assert executables(sources(text)) == {"a": {"/bin/a"}, "b": every, "c": frozenset(), "d": frozenset()}

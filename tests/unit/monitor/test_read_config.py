@@ -50,6 +50,7 @@ def test_names_that_no_message_holds_are_refused(folder: Path, monitor: Monitor)
     assert answer.rows == ((str(folder / FOLDER), 0, "", text),)
     _, (fd,) = monitor._bind(Bind("p"))
     os.close(fd)
+    monitor._doors._doors["p"]._listener.close()
 
 
 def test_more_mistakes_than_a_message_holds(folder: Path, monitor: Monitor) -> None:
@@ -84,4 +85,4 @@ def test_want_of_files_or_memory_is_an_answer(monitor: Monitor, monkeypatch: pyt
     with socket.socket() as client:
         monkeypatch.setattr(os, "dup", fails)
         with pytest.raises(SockguardError, match="Too many open files"):
-            monitor._facts(Facts(), client.fileno())
+            monitor._facts(Facts(1, "p"), client.fileno())

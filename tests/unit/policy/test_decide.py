@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from sockguard.identity.peer import NOT_ASKED, OVERFLOW_ID, Peer, Unknown
-from sockguard.policy.decide import Judgement, Truth, Wants, decide, judge, next_expiry, wants
+from sockguard.identity.peer import NOT_ASKED, OVERFLOW_ID, Peer, Unknown, unchecked
+from sockguard.policy.decide import Judgement, Truth, Wants, asks_about, decide, judge, next_expiry, wants
 from sockguard.policy.rule import Action, NamedWho, Rule, Users, Verdict, Who
 
 NOW = datetime(2027, 1, 31, tzinfo=UTC)
@@ -206,3 +206,24 @@ def test_unknown_deny_of_one_condition_does_not_act_when_another_fails() -> None
     """A deny for another user is no deny for this one, though its program be unknown."""
     deny = rule(dataclasses.replace(NOBODY, executables=("/x",)), Action.DENY)
     assert decide([rule(), deny], dataclasses.replace(PEER, executable=Unknown("x")), NOW).allowed
+
+
+def test_a_program_that_was_not_looked_at() -> None:
+    """Patterns that do not match its path are false of it. Of one that does, by a later rule, nobody knows."""
+    peer = dataclasses.replace(PEER, executable=unchecked("/usr/bin/psql"))
+    assert truth(Who(executables=("/usr/bin/psq", "/usr/*/*/psql")), peer) is FALSE
+    assert truth(Who(executables=("/usr/bin/nothing", "/usr/bin/p*")), peer) is UNKNOWN
+    deny = rule(Who(executables=("/usr/bin/p*",)), Action.DENY)
+    verdict = decide([rule(), deny], peer, NOW)
+    assert (verdict.allowed, verdict.uncertain) == (False, True)
+    assert "was not looked at" in verdict.reason
+
+
+def test_whether_a_programs_file_makes_a_difference() -> None:
+    """Where a pattern of any rule or named set matches its path, and wherever a deny is about programs."""
+    by_set = rule(sets=(NamedWho("s", Who(executables=("/opt/*",))),))
+    allows = [rule(), rule(Who(executables=("/usr/bin/*",))), by_set]
+    assert [asks_about(allows, path) for path in ("/usr/bin/x", "/opt/x", "/home/x")] == [True, True, False]
+    assert asks_about([rule(), rule(Who(executables=("/evil",)), Action.DENY)], "/home/x")
+    assert asks_about([dataclasses.replace(by_set, action=Action.DENY)], "/home/x")
+    assert not asks_about([rule(), rule(NOBODY, Action.DENY)], "/home/x")

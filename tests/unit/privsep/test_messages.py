@@ -15,12 +15,14 @@ from sockguard.privsep import messages
 from sockguard.privsep.messages import (
     CONTROL_TO_MONITOR,
     CONTROL_TO_RELAY,
+    LOOKER_TO_MONITOR,
     MAX_BATCH,
     MAX_FAULT,
     MAX_FDS,
     MAX_PACKET,
     MAX_REASON,
     MONITOR_TO_CONTROL,
+    MONITOR_TO_LOOKER,
     RELAY_TO_CONTROL,
     Close,
     Connections,
@@ -40,8 +42,15 @@ from sockguard.server.rule_sets import MAX_SET_TEXT
 EXAMPLES: Final[list[tuple[Message, MessageTable]]] = [
     (messages.ReadConfig(), CONTROL_TO_MONITOR),
     (messages.Bind("docker"), CONTROL_TO_MONITOR),
-    (messages.Facts(), CONTROL_TO_MONITOR),
-    (messages.ConnectAs("docker"), CONTROL_TO_MONITOR),
+    (messages.Facts(3, "docker"), CONTROL_TO_MONITOR),
+    (messages.Accept("docker", 64), CONTROL_TO_MONITOR),
+    (messages.ConnectAs("docker", "0a1b"), CONTROL_TO_MONITOR),
+    (messages.Tell("ready", "Guarding 1 sockets"), CONTROL_TO_MONITOR),
+    (messages.Alive(7), CONTROL_TO_MONITOR),
+    (messages.Looked(3, "/usr/bin/\udcff", ""), MONITOR_TO_CONTROL),
+    (messages.Look(4711, "/usr/bin/\udcff"), MONITOR_TO_LOOKER),
+    (messages.Seen("it has gone"), LOOKER_TO_MONITOR),
+    (messages.Heartbeat(7), MONITOR_TO_CONTROL),
     (messages.SpawnRelay(3, "dbus,http"), CONTROL_TO_MONITOR),
     (messages.EndRelay(3), CONTROL_TO_MONITOR),
     (messages.Unbind("docker"), CONTROL_TO_MONITOR),
@@ -52,6 +61,7 @@ EXAMPLES: Final[list[tuple[Message, MessageTable]]] = [
     (messages.ConfigText((("/etc/a.toml", 10),)), MONITOR_TO_CONTROL),
     (messages.ConfigRefused((("/etc/a.toml", 1, "proxy", "wrong"),)), MONITOR_TO_CONTROL),
     (messages.ProcessFacts("/usr/bin/caf\udce9", ""), MONITOR_TO_CONTROL),
+    (messages.Accepted(24, (("0a1b",), ("2c3d",))), MONITOR_TO_CONTROL),
     (messages.NotConnected(11), MONITOR_TO_CONTROL),
     (messages.Signal("terminate"), MONITOR_TO_CONTROL),
     (messages.RelayExited(3, -9), MONITOR_TO_CONTROL),
@@ -74,6 +84,8 @@ EXAMPLES: Final[list[tuple[Message, MessageTable]]] = [
 TABLES: Final = {
     "control to monitor": CONTROL_TO_MONITOR,
     "monitor to control": MONITOR_TO_CONTROL,
+    "monitor to looker": MONITOR_TO_LOOKER,
+    "looker to monitor": LOOKER_TO_MONITOR,
     "control to relay": CONTROL_TO_RELAY,
     "relay to control": RELAY_TO_CONTROL,
 }
@@ -237,7 +249,7 @@ def test_check_row() -> None:
 def test_fds_a_message_must_have() -> None:
     """How many descriptors come along is part of the message: two a connection, the client's with connect_as."""
     assert Connections(((1, 1, 0, 0, 0, 0),) * 3).fds() == 6
-    assert messages.ConnectAs("docker").fds() == 1
+    assert messages.ConnectAs("docker", "").fds() == 1
     assert messages.NotConnected(11).fds() == 0
     assert Close(((1, "revoked"),)).fds() == 0
     assert Hello(1).fds() == 0

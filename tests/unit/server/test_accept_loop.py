@@ -56,7 +56,7 @@ async def test_a_fault_in_one_admission_ends_that_connection_only(door: tuple[so
     arrived = 0
     dropped = Dropped()
 
-    async def arrive(client: socket.socket) -> None:
+    async def arrive(client: socket.socket, _: str) -> None:
         nonlocal arrived
         arrived += 1
         if arrived == 1:
@@ -80,7 +80,7 @@ async def test_a_client_in_mid_admission_is_closed_at_the_end(door: tuple[socket
     arrived = trio.Event()
     dropped = Dropped()
 
-    async def arrive(_: socket.socket) -> None:
+    async def arrive(_: socket.socket, __: str) -> None:
         arrived.set()
         await trio.sleep_forever()
 
@@ -98,7 +98,7 @@ async def test_ended_while_an_admission_cannot_be_interrupted(door: tuple[socket
     asked, answer = trio.Event(), trio.Event()
     dropped = Dropped()
 
-    async def arrive(client: socket.socket) -> None:
+    async def arrive(client: socket.socket, _: str) -> None:
         with trio.CancelScope(shield=True):
             asked.set()
             await answer.wait()
@@ -117,7 +117,7 @@ async def test_ended_while_an_admission_cannot_be_interrupted(door: tuple[socket
 async def test_ended_before_it_began(door: tuple[socket.socket, Path]) -> None:
     """Cancelled, and its listener closed, before its first step: it just ends."""
 
-    async def arrive(_: socket.socket) -> None:
+    async def arrive(_: socket.socket, __: str) -> None:
         raise AssertionError("nobody may come in")
 
     with connected(door[1]):
@@ -132,7 +132,7 @@ async def test_nobody_is_accepted_without_room(door: tuple[socket.socket, Path])
     room = trio.Event()
     arrived = trio.Event()
 
-    async def arrive(client: socket.socket) -> None:
+    async def arrive(client: socket.socket, _: str) -> None:
         assert room.is_set()
         client.close()
         arrived.set()

@@ -43,7 +43,7 @@ class Pool:
 class AsClient:
     """Connects as the client, as the monitor does; the connection is one that says so."""
 
-    async def connect_as(self, proxy: Proxy, _: socket.socket) -> socket.socket | int:
+    async def connect_as(self, proxy: Proxy, _: socket.socket, __: str) -> socket.socket | int:
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(proxy.backend + "-as-client")
             listener.listen()

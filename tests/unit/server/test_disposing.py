@@ -132,7 +132,7 @@ async def test_a_client_that_is_not_let_in(
 class Nowhere:
     """Whoever connects as a client, cannot (a fake of the monitor)."""
 
-    async def connect_as(self, proxy: Proxy, client: socket.socket) -> socket.socket | int:
+    async def connect_as(self, proxy: Proxy, client: socket.socket, proof: str) -> socket.socket | int:
         raise SockguardError("not permitted")
 
 
@@ -346,7 +346,7 @@ def guarded(made: Control, path: Path, nursery: trio.Nursery) -> Guards:
     sock.bind(str(path))
     sock.listen()
     sock.setblocking(False)
-    found = Guards(nursery, lambda: None, trio.sleep_forever, made.disposer)
+    found = Guards(nursery, lambda: None, trio.sleep_forever, made.disposer, cast(Privileges, made.relays))
     found.add(made.admissions["web"], sock)
     return found
 
