@@ -6,62 +6,27 @@ The files go where the README's table says, before the boot. PERSON is an ordina
 from __future__ import annotations
 
 import json
-import re
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
-from tests.support.daemon import REPO
 from tests.support.nspawn import Container, System, booted
+from tests.support.system_bus import PERSON, TARGET_NAME, UID, install
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(func_only=True)]  # the first test of a system makes it
 
-FILES: Final = REPO / "systemd" / "dbus"
-PERSON: Final = "person"
-UID: Final = 1500
 AS_PERSON: Final = ("setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups")
 SECONDS: Final = 60.0
 PRIVATE: Final = "unix:path=/run/dbus-private/system_bus_socket"
-TARGET: Final = """
-[Unit]
-Requires=basic.target
-Wants=dbus.service systemd-logind.service sockguard.service
-After=basic.target dbus.service systemd-logind.service sockguard.service
-"""
-
-
-def install(root: Path) -> None:
-    """What README.md says, as it says it."""
-    rows = re.findall(r"^\| (\S+) \| (/\S+) \|$", (FILES / "README.md").read_text(), re.M)
-    assert {name for name, _ in rows} == {
-        str(file.relative_to(FILES)) for file in FILES.rglob("*") if file.is_file() and file.name != "README.md"
-    }
-    for name, target in rows:
-        path = root / target.lstrip("/")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if target.endswith("/"):
-            path.mkdir(exist_ok=True)
-            path /= Path(name).name
-        shutil.copy(FILES / name, path)
-    (root / "etc/sockguard/sockguard.toml").write_text('[daemon]\ndrain_timeout = "1s"\n')
-    (root / "etc/systemd/system/bus-test.target").write_text(TARGET)
-    enable = ("systemctl", f"--root={root}", "--quiet", "enable", "sockguard-dbus.socket", "sockguard.service")
-    done = subprocess.run(enable, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    adduser = ("useradd", f"--prefix={root}", "--create-home", f"--uid={UID}", "--shell=/bin/sh", PERSON)
-    done = subprocess.run(adduser, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
 def machine(system: System) -> Iterator[Container]:
     """Booted with the move in place: that it comes up at all is the first thing tested here."""
-    with booted(install, "bus-test.target", system) as container:
+    with booted(install, TARGET_NAME, system) as container:
         yield container
 
 
