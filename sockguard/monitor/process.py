@@ -22,7 +22,7 @@ from typing import Final, NoReturn
 
 from sockguard.config.read import Source, read_sources
 from sockguard.config.runtime import runtime_folder
-from sockguard.errors import EXIT_WORLD, ChannelError, ConfigError, Mistake, SockguardError
+from sockguard.errors import EXIT_FILE, EXIT_WORLD, ChannelError, ConfigError, Mistake, SockguardError
 from sockguard.identity import peercred, process
 from sockguard.identity.peer import OVERFLOW_ID, Unknown
 from sockguard.monitor import impersonate, plan
@@ -181,6 +181,8 @@ class Monitor:
         self._lookers.end()
         status = self._wait_for_control()
         self._wait_for_relays()
+        if status == EXIT_FILE:  # RestartPreventExitStatus= of the unit: systemd lets go of what it has kept
+            listening.end_kept(self._adopted, self._disposal)
         listening.clean_up(self._bound.values(), os.environ, started=self._working_set is not None)
         if status is None:
             fault = fault or "the control process does not end; it is left to the kernel"
@@ -322,7 +324,7 @@ class Monitor:
         """From the first one on only what goes on being needed: binding in others' folders was the start's matter."""
         needed = _SPAWNING | plan.needed_capabilities(self._sources)
         if self._working_set is None:
-            listening.end_kept(self._adopted)
+            listening.end_kept(self._adopted, self._disposal)
             rights.keep_capabilities(needed)
             self._working_set = needed
         elif missing := needed - self._working_set:

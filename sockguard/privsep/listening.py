@@ -142,12 +142,14 @@ def clean_up(bound: Iterable[Bound], environ: Mapping[str, str], *, started: boo
             each.remove()
 
 
-def end_kept(adopted: MutableMapping[str, int]) -> None:
-    """End what was kept for proxies that are there no more: without that, their clients would wait for ever."""
+def end_kept(adopted: MutableMapping[str, int], disposer: foreign.Disposer | None = None) -> None:
+    """End what was kept and not taken: for proxies that are there no more, or by a start that has failed for good.
+    Without that, their clients would wait for ever, or what they have sent would be systemd's to close.
+    """
     for name in [name for name in adopted if name.startswith(_KEPT)]:
         sock = _socket(adopted.pop(name))
         if sock:
-            _end(sock)
+            _end(sock, disposer or _kept_open)
 
 
 def set_options(sock: socket.socket, *, refuse_fds: bool, credentials: bool) -> None:
@@ -195,7 +197,7 @@ def _take_kept(spec: ListenSpec, adopted: MutableMapping[str, int]) -> tuple[soc
     found = _fitting_file(spec) if spec.kind == "path" else None
     fits = sock.family == socket.AF_UNIX and sock.type == spec.type and sock.getsockname() == address(spec, {})
     if not fits or (spec.kind == "path" and not found):
-        _end(sock)
+        _end(sock, _kept_open)
         return None
     try:
         sock.setblocking(False)
@@ -227,11 +229,11 @@ def _socket(fd: int) -> socket.socket | None:
         return None
 
 
-def _end(sock: socket.socket) -> None:
+def _end(sock: socket.socket, disposer: foreign.Disposer) -> None:
     """No more connections, in whatever process it is open: systemd sees a hang-up, and lets go of it and its name."""
     with contextlib.suppress(OSError):
         path = sock.getsockname()
-        foreign.end_listener(sock, _kept_open)
+        foreign.end_listener(sock, disposer)
         if isinstance(path, str) and path.startswith("/"):
             found = os.lstat(path)
             if stat.S_ISSOCK(found.st_mode) and _nobody_listens(path):

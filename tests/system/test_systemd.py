@@ -433,3 +433,33 @@ def test_bad_file_fails_the_start_once(machine: Container) -> None:
         machine.write(CONFIG, GOOD)
         machine.run("systemctl", "restart", "sockguard.service")
     assert ping(machine, "daemon", "UNIX-CONNECT:/run/example.sock") == "ping"
+
+
+def test_bad_file_leaves_systemd_no_connection_to_close(machine: Container) -> None:
+    """A restart with a mistake in the file, while connections wait in a socket that systemd keeps over it; in one waits
+    a descriptor whose close blocks. There is no other start, so systemd lets go of that socket.
+    """
+    drop_in = "/etc/systemd/system/sockguard.service.d/late.conf"
+    gate = "/run/late"
+    machine.write(drop_in, f"[Service]\nExecStartPre=/bin/sh -c 'until test -e {gate}; do sleep 0.1; done'\n")
+    machine.write(CONFIG, GOOD.replace("users =", "usres =", 1))
+    machine.run("systemctl", "daemon-reload")
+    try:
+        with lingering() as bombs, ExitStack() as socks:
+            machine.run("systemctl", "restart", "--no-block", "sockguard.service")
+            wait_until(lambda: shown(machine, "SubState") == "start-pre", "the restart has come half way")
+            for _ in range(QUEUED):
+                sock = socks.enter_context(connect(machine.path("/run/unit.sock")))
+            bombs.send(sock)
+            machine.write(gate, "")
+            wait_until(lambda: shown(machine, "ActiveState") == "failed", "the end of the start")
+            with socket.socket(socket.AF_UNIX) as sock, pytest.raises((ConnectionRefusedError, FileNotFoundError)):
+                sock.connect(str(machine.path("/run/unit.sock")))
+            assert shown(machine, "NFileDescriptorStore") == "0"
+    finally:
+        machine.path(drop_in).unlink()
+        machine.path(gate).unlink()
+        machine.write(CONFIG, GOOD)
+        machine.run("systemctl", "daemon-reload")
+        machine.run("systemctl", "restart", "sockguard.service")
+    assert ping(machine, "daemon", "UNIX-CONNECT:/run/example.sock") == "ping"
