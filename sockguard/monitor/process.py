@@ -10,13 +10,11 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import pwd
 import select
 import signal
 import socket
 import stat
 import sys
-import time
 from collections.abc import Callable, Sequence
 from typing import Final, NoReturn
 
@@ -26,12 +24,13 @@ from sockguard.errors import EXIT_FILE, EXIT_WORLD, ChannelError, ConfigError, M
 from sockguard.identity import peercred, process
 from sockguard.identity.peer import OVERFLOW_ID, Unknown
 from sockguard.monitor import impersonate, plan
+from sockguard.monitor.children import MAX_RELAYS, Children
 from sockguard.monitor.disposal import ForkDisposal
 from sockguard.monitor.doors import Doors
 from sockguard.monitor.lookers import Lookers
 from sockguard.monitor.watchdog import Watchdog
 from sockguard.policy.patterns import executable_matches
-from sockguard.privsep import activation, channel, foreign, listening, memfd, notification, rights, spawn
+from sockguard.privsep import activation, channel, foreign, listening, memfd, notification, rights
 from sockguard.privsep.leaving import leave
 from sockguard.privsep.messages import (
     CONTROL_TO_MONITOR,
@@ -63,15 +62,8 @@ from sockguard.privsep.messages import (
 from sockguard.privsep.runtime import prepare_runtime_folder
 from sockguard.protocols.registry import PROTOCOLS
 
-FALLBACK_RELAY_USER: Final = "nobody"
-MAX_RELAYS: Final = 256
-"""Relays alive at once, whatever control asks for."""
-
 _SPAWNING: Final = frozenset({rights.CAP_SETUID, rights.CAP_SETGID})
 _USEFUL: Final = _SPAWNING | {rights.CAP_SYS_PTRACE, rights.CAP_CHOWN}
-_END_SECONDS: Final = 1.0
-_KILLED_SECONDS: Final = 0.5
-"""How long is waited at the end: for control, and then for all relays; and again once they are killed."""
 
 
 def is_useful() -> bool:
@@ -83,15 +75,6 @@ def main(config: str) -> NoReturn:
     """Run the daemon with this process as its monitor. Exits with control's exit status."""
     rights.harden("sockguard")
     leave(Monitor(config).run())
-
-
-def _account(name: str) -> rights.Account | None:
-    try:
-        entry = pwd.getpwnam(name)
-    except KeyError:
-        return None
-    groups = os.getgrouplist(name, entry.pw_gid) if name == rights.CONTROL_USER else []
-    return rights.Account(entry.pw_uid, entry.pw_gid, tuple(sorted(set(groups))))
 
 
 def _socket(fd: int) -> socket.socket:
@@ -132,10 +115,7 @@ class Monitor:
         self._in_force: dict[str, listening.ListenSpec] = {}
         self._bound: dict[str, listening.Bound] = {}
         self._working_set: frozenset[int] | None = None  # once the start is over
-        self._relays: dict[int, tuple[int, int]] = {}  # pid → (control's number, its uid or -1)
-        self._control_pid = 0
-        self._control_account: rights.Account | None = None
-        self._relay_account: rights.Account | None = None
+        self._children = Children()
         self._watchdog_seconds = notification.watchdog_seconds(os.environ)
         self._disposal = ForkDisposal()
         self._doors = Doors(self._disposal)
@@ -162,12 +142,9 @@ class Monitor:
             signal.signal(number, lambda *_: None)
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         if rights.effective_capabilities() >= _SPAWNING:
-            self._control_account = _account(rights.CONTROL_USER)
-            self._relay_account = _account(rights.RELAY_USER) or _account(FALLBACK_RELAY_USER)
+            self._children.find_accounts()
         self._make_runtime_folder()
-        self._control_pid, control = spawn.spawn_control(
-            self._control_account, [str(self._relay_account.uid if self._relay_account else -1), self._config]
-        )
+        control = self._children.start_control(self._config)
         fault = ""
         try:
             self._serve(control)
@@ -179,8 +156,8 @@ class Monitor:
         with contextlib.suppress(OSError):
             control.shutdown(socket.SHUT_RDWR)
         self._lookers.end()
-        status = self._wait_for_control()
-        self._wait_for_relays()
+        status = self._children.wait_for_control()
+        self._children.wait_for_relays()
         if status == EXIT_FILE:  # RestartPreventExitStatus= of the unit: systemd lets go of what it has kept
             listening.end_kept(self._adopted, self._disposal)
         listening.clean_up(self._bound.values(), os.environ, started=self._working_set is not None)
@@ -195,7 +172,7 @@ class Monitor:
     def _make_runtime_folder(self) -> None:
         """Where control makes its socket: root's folder, given to control's user."""
         folder = runtime_folder(os.environ, os.geteuid())
-        account = self._control_account
+        account = self._children.control_account
         if folder is not None and account is not None:
             try:
                 prepare_runtime_folder(folder, account.uid, account.gid)
@@ -276,11 +253,8 @@ class Monitor:
             channel.send(control, Signal("reload"))
         self._disposal.reap()
         self._lookers.reap()
-        for pid, (relay, _) in list(self._relays.items()):
-            found, status = os.waitpid(pid, os.WNOHANG)
-            if found:
-                del self._relays[pid]
-                channel.send(control, RelayExited(relay, os.waitstatus_to_exitcode(status)))
+        for number, status in self._children.ended_relays():
+            channel.send(control, RelayExited(number, status))
 
     # ── answers ──
 
@@ -396,78 +370,23 @@ class Monitor:
         account = rights.Account(uid, gid, tuple(groups))
         try:
             connected = impersonate.connect_as(
-                target.backend, target.type, account, self._control_account, refuse_fds=target.refuse_fds
+                target.backend, target.type, account, self._children.control_account, refuse_fds=target.refuse_fds
             )
         except OSError as error:
             raise SockguardError(f"the client's identity cannot be taken over: {error.strerror}") from error
         return (NotConnected(connected), []) if isinstance(connected, int) else (Done(1), [connected.detach()])
 
     def _spawn_relay(self, message: SpawnRelay) -> tuple[Message, list[int]]:
-        if len(self._relays) >= MAX_RELAYS:
+        if self._children.relays >= MAX_RELAYS:
             raise SockguardError(f"{MAX_RELAYS} relays are alive: no more are started")
         if any(name not in PROTOCOLS for name in filter(None, message.protocols.split(","))):
             raise SockguardError("a relay for a protocol that there is not")
-        account = self._relay_account
         try:
-            pid, sock, pipe = spawn.spawn_relay(account, message.protocols)
+            sock, pipe = self._children.start_relay(message.number, message.protocols)
         except OSError as error:
             raise SockguardError(f"a relay cannot be started: {error.strerror}") from error
-        self._relays[pid] = (message.number, account.uid if account else -1)
         return Done(2), [sock.detach(), pipe]
 
     def _end_relay(self, message: EndRelay) -> tuple[Message, list[int]]:
-        for pid, (number, uid) in self._relays.items():
-            if number == message.number:
-                self._kill(pid, uid)
+        self._children.kill_relay(message.number)
         return Done(0), []
-
-    def _kill(self, pid: int, uid: int) -> None:
-        """SIGKILL to a child that is not reaped yet, so the pid is its own. As its uid, since no CAP_KILL is kept."""
-        own = os.geteuid()
-        try:
-            if uid >= 0:
-                os.seteuid(uid)
-            os.kill(pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            pass
-        finally:
-            if os.geteuid() != own:
-                os.seteuid(own)
-                rights.stay_undumpable()
-
-    # ── the end ──
-
-    def _wait_for_control(self) -> int | None:
-        """Its exit status; None when it does not end."""
-        end = time.monotonic() + _END_SECONDS
-        killed = False
-        while True:
-            found, status = os.waitpid(self._control_pid, os.WNOHANG)
-            if found:
-                return os.waitstatus_to_exitcode(status)
-            if time.monotonic() > end:
-                if killed:
-                    return None
-                account = self._control_account
-                self._kill(self._control_pid, account.uid if account else -1)
-                killed, end = True, time.monotonic() + _KILLED_SECONDS
-            time.sleep(0.01)
-
-    def _wait_for_relays(self) -> None:
-        """Relays end when control's end of their channel closes; one that does not is killed. One that does not end
-        even so is left to the kernel.
-        """
-        end = time.monotonic() + _END_SECONDS
-        killed = False
-        while self._relays:
-            for pid in list(self._relays):
-                if os.waitpid(pid, os.WNOHANG)[0]:
-                    del self._relays[pid]
-            if self._relays and time.monotonic() > end:
-                if killed:
-                    return
-                for pid, (_, uid) in self._relays.items():
-                    self._kill(pid, uid)
-                killed, end = True, time.monotonic() + _KILLED_SECONDS
-            if self._relays:
-                time.sleep(0.01)
