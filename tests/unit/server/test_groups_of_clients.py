@@ -137,18 +137,39 @@ async def test_whoever_has_many_groups_keeps_nobody_in_front_of_the_door() -> No
 async def test_users_come_in_turn() -> None:
     """However many one user has waiting, another is next but one; and what nobody waits in is forgotten."""
     turns = Turns()
+    all_there = trio.Event()
     order: list[int] = []
 
     async def work(user: int) -> None:
         async with turns.one(user):
+            await all_there.wait()
             order.append(user)
-            await trio.lowlevel.checkpoint()
 
     async with trio.open_nursery() as nursery:
-        for user in (1, 1, 1, 1):
+        for user in (1, 1, 1, 1, 2):
             nursery.start_soon(work, user)
-            await trio.lowlevel.checkpoint()
-        nursery.start_soon(work, 2)
-    assert sorted(order) == [1, 1, 1, 1, 2]
-    assert 2 in order[:3]
+            await trio.testing.wait_all_tasks_blocked()
+        all_there.set()
+    assert order == [1, 2, 1, 1, 1]
+    assert turns._queues == {}
+
+
+async def test_a_turn_that_is_given_up_is_the_next_one_s() -> None:
+    """Who is cancelled while it waits holds nobody up."""
+    turns = Turns()
+    done: list[int] = []
+
+    async def work(user: int, scope: trio.CancelScope) -> None:
+        with scope:
+            async with turns.one(user):
+                done.append(user)
+
+    given_up = [trio.CancelScope(), trio.CancelScope()]
+    async with trio.open_nursery() as nursery, turns.one(1):
+        for scope in (*given_up, trio.CancelScope()):
+            nursery.start_soon(work, 1, scope)
+        await trio.testing.wait_all_tasks_blocked()
+        for scope in given_up:
+            scope.cancel()
+    assert done == [1]
     assert turns._queues == {}
