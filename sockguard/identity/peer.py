@@ -45,7 +45,8 @@ class Peer:
     """A client of one connection, as it was when it connected.
 
     uid, gid    effective ids at connect() (SO_PEERCRED; unsigned 32 bit)
-    groups      supplementary groups and ``gid`` together (SO_PEERGROUPS, unix(7)), or Unknown
+    groups      supplementary groups and ``gid`` together (SO_PEERGROUPS, unix(7)), or Unknown; of a connection's
+                peer those that rules name
     pid         thread group id at connect(); 0 when it is in a foreign pid namespace
     user        the account's name, for people only; None when the uid has none
     executable  absolute path of the program, checked to be the file at that path in our own view; or Unchecked

@@ -25,6 +25,9 @@ SO_PEERPIDFD: Final = 77
 NGROUPS_MAX: Final = 65536
 """Most supplementary groups of a process, include/uapi/linux/limits.h."""
 
+MANY_GROUPS: Final = 1024
+"""More than a directory gives to anybody: a token of Active Directory holds 1,024 groups at most."""
+
 LABEL_LIMIT: Final = 4096
 """Longest security label that is read, bytes."""
 
@@ -52,13 +55,28 @@ def credentials(sock: socket.socket) -> tuple[int, int, int]:
     return pid, uid, gid
 
 
-def supplementary_groups(sock: socket.socket) -> frozenset[int] | Unknown:
-    """Return the peer's supplementary groups at connect(), however many. The effective gid is not added."""
+def raw_groups(sock: socket.socket) -> bytes | Unknown:
+    """Return the peer's supplementary groups at connect(), however many, as the kernel gives them: unsigned, 32 bits
+    each, in this machine's byte order. The effective gid is not added.
+    """
     try:
-        raw = _option(sock, SO_PEERGROUPS, NGROUPS_MAX * _GID_SIZE)
+        return _option(sock, SO_PEERGROUPS, NGROUPS_MAX * _GID_SIZE)
     except OSError as error:
         return Unknown(f"the kernel does not tell its groups: {error.strerror}")
-    return frozenset(struct.unpack(f"={len(raw) // _GID_SIZE}I", raw))
+
+
+def supplementary_groups(sock: socket.socket) -> frozenset[int] | Unknown:
+    """Return the peer's supplementary groups at connect(), as a set of all of them, which may take 4 MiB."""
+    raw = raw_groups(sock)
+    return raw if isinstance(raw, Unknown) else frozenset(memoryview(raw).cast("I"))
+
+
+def has_many_groups(sock: socket.socket) -> bool:
+    """Tell whether the peer had more than MANY_GROUPS at connect(). None is copied. False where it is unknown."""
+    try:
+        return _length(sock, SO_PEERGROUPS) > MANY_GROUPS * _GID_SIZE
+    except OSError:
+        return False
 
 
 def label(sock: socket.socket) -> str | Unknown:
@@ -111,18 +129,25 @@ def _option(sock: socket.socket, option: int, limit: int) -> bytes:
     except OSError as error:
         if error.errno != errno.ERANGE:
             raise
-    # With ERANGE the kernel writes the length it needs.
-    length = ctypes.c_uint32(0)
-    if _getsockopt(sock.fileno(), socket.SOL_SOCKET, option, None, ctypes.byref(length)) == 0:
-        return b""
-    code = ctypes.get_errno()
-    if code != errno.ERANGE or length.value > limit:
-        raise OSError(code, os.strerror(code))
+    length = ctypes.c_uint32(_length(sock, option))
+    if length.value > limit:
+        raise OSError(errno.ERANGE, os.strerror(errno.ERANGE))
     buffer = ctypes.create_string_buffer(length.value)
     if _getsockopt(sock.fileno(), socket.SOL_SOCKET, option, buffer, ctypes.byref(length)) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
     return buffer.raw[: length.value]
+
+
+def _length(sock: socket.socket, option: int) -> int:
+    """Return the length of such an option in bytes. Raises OSError."""
+    length = ctypes.c_uint32(0)
+    if _getsockopt(sock.fileno(), socket.SOL_SOCKET, option, None, ctypes.byref(length)) == 0:
+        return 0
+    code = ctypes.get_errno()
+    if code != errno.ERANGE:
+        raise OSError(code, os.strerror(code))
+    return length.value  # with ERANGE the kernel writes what it needs
 
 
 def _pidfd_by_pid(pid: int) -> int | None:

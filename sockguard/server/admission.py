@@ -7,6 +7,7 @@ identity, as long as no rule's time passes and no rule asks for facts that diffe
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 from datetime import UTC, datetime
 from time import perf_counter
 from typing import Final, NamedTuple, Protocol
@@ -17,7 +18,10 @@ from sockguard.config.settings import ListenKind, Proxy
 from sockguard.errors import SockguardError
 from sockguard.identity import peercred, process
 from sockguard.identity.accounts import Accounts
+from sockguard.identity.groups import Groups
+from sockguard.identity.groups import read as read_groups
 from sockguard.identity.peer import NOT_ASKED, OVERFLOW_ID, Peer, Unknown
+from sockguard.identity.shared import Shared
 from sockguard.policy.decide import decide, next_expiry, wants
 from sockguard.policy.requests import reduce_rules
 from sockguard.policy.rule import Verdict
@@ -72,6 +76,7 @@ class Admission:
         self._delivery = delivery
         self._disposer = disposer
         self._wants = wants(proxy.rules)
+        self._shared = Shared()
         self._remembered: dict[_Identity, Judged] = {}
         self._forget(_now())
 
@@ -93,7 +98,11 @@ class Admission:
         if self.proxy.listen.kind is ListenKind.ADOPTED:  # it may have come in by what the .socket unit had set
             foreign.ask_for_nothing(client, credentials=self.proxy.sender == "same-user")
         try:
-            peer = await self._identify(client)
+            user = self.user_of(client)
+            if refusal := self.limits.refusal(user, 0):  # before what costs more
+                self._turn_away(client, number, refusal)
+                return
+            peer, groups = await self._identify(client, user)
         except (OSError, SockguardError) as error:
             self.drop(client)
             self._deny(number, None, "unknown", None, f"the peer cannot be known: {error}")
@@ -112,7 +121,6 @@ class Admission:
                 number, peer, "identity", rule, "uid 0 is not shown to the service: allow_root_identity is false"
             )
             return
-        user = self._user(peer.uid)
         refusal = self.limits.take(user)
         if refusal:
             self.drop(client)
@@ -120,14 +128,18 @@ class Admission:
             return
         if not verdict.allowed:
             self._record.would_deny(self.proxy, number, peer, verdict.rule, verdict.reason)
-        connection = Connection(number, self, peer, user, rule, trio.current_time(), rules, proof)
+        connection = Connection(number, self, peer, user, rule, trio.current_time(), rules, proof, groups)
         self._connections.add(connection)
         self._delivery.deliver(connection, client)
 
     @property
     def waits_for_facts(self) -> bool:
-        """Can ``arrive`` take long?"""
+        """Can ``arrive`` take long with anybody?"""
         return self._wants.executable
+
+    def waits_for_groups(self, client: socket.socket) -> bool:
+        """Can ``arrive`` take long with this one, for all the groups that it has?"""
+        return bool(self._wants.groups) and peercred.has_many_groups(client)
 
     def user_of(self, client: socket.socket) -> int:
         """Whom a connection counts for. Raises OSError where there is no peer."""
@@ -138,11 +150,16 @@ class Admission:
         refusal = self.limits.refusal(user, waiting)
         if refusal is None:
             return False
+        self._turn_away(client, self._connections.next_number(), refusal)
+        return True
+
+    def _turn_away(self, client: socket.socket, number: int, refusal: str) -> None:
+        """Deny one for what its user has open. The rule that would admit it is told if its ids alone say which."""
         pid, uid, gid = peercred.credentials(client)
         peer = Peer(uid, gid, Unknown(refusal), pid, self._accounts.name_of(uid))
+        verdict = self.judge(peer).verdict
         self.drop(client)
-        self._deny(self._connections.next_number(), peer, "limit", None, refusal)
-        return True
+        self._deny(number, peer, "limit", verdict.rule if verdict.allowed else None, refusal)
 
     def drop(self, client: socket.socket) -> None:
         """Close a connection that is not delivered, whatever its client has sent."""
@@ -185,10 +202,15 @@ class Admission:
 
     def still_admits(self, connection: Connection) -> bool:
         """Would this connection be admitted now, by the facts of its admission? If so, its rules are those of now."""
-        verdict, rules = self.judge(connection.peer)
-        if not verdict.allowed and (self.proxy.enforce or verdict.uncertain or _identity_unknown(connection.peer)):
+        peer = connection.peer
+        if connection.groups is not None:
+            groups = self._named(connection.groups, peer.gid)
+            if groups != peer.groups:  # the rules name others than they did
+                peer = connection.peer = replace(peer, groups=groups)
+        verdict, rules = self.judge(peer)
+        if not verdict.allowed and (self.proxy.enforce or verdict.uncertain or _identity_unknown(peer)):
             return False
-        if self._hides(connection.peer):
+        if self._hides(peer):
             return False
         connection.rule = verdict.rule if verdict.allowed else None
         connection.rules = rules
@@ -207,25 +229,37 @@ class Admission:
         owner = self._accounts.owner_of_subuid(uid)
         return uid if owner is None else owner
 
-    async def _identify(self, client: socket.socket) -> Peer:
+    async def _identify(self, client: socket.socket, user: int) -> tuple[Peer, Groups | None]:
+        """The peer, with those of its groups that rules name, and what is to be kept of its groups besides."""
         pid, uid, gid = peercred.credentials(client)
         executable: str | Unknown = NOT_ASKED
         cgroup: str | Unknown = NOT_ASKED
         if self._wants.cgroup:
             cgroup = process.cgroup_of_peer(client)
         if self._wants.executable:
-            executable = await self._privileges.executable(self.proxy, client, self._user(uid))
-        groups = peercred.supplementary_groups(client)
-        return Peer(
+            executable = await self._privileges.executable(self.proxy, client, user)
+        if self.waits_for_groups(client):
+            async with self._connections.turns.one(user):
+                groups = read_groups(client, self._wants.groups)
+        else:
+            groups = read_groups(client, self._wants.groups)
+        one = self._shared.one
+        peer = Peer(
             uid=uid,
             gid=gid,
-            groups=groups if isinstance(groups, Unknown) else groups | {gid},
+            groups=self._named(groups, gid),
             pid=pid,
             user=self._accounts.name_of(uid),
-            executable=executable,
-            cgroup=cgroup,
-            label=peercred.label(client) if self._wants.label else NOT_ASKED,
+            executable=one(executable),
+            cgroup=one(cgroup),
+            label=one(peercred.label(client)) if self._wants.label else NOT_ASKED,
         )
+        return peer, None if isinstance(groups, Unknown) else one(groups)
+
+    def _named(self, groups: Groups | Unknown, gid: int) -> frozenset[int] | Unknown:
+        """Of a peer's groups, its gid among them, those that the rules in force name."""
+        known = groups if isinstance(groups, Unknown) else groups.among(self._wants.groups)
+        return known if isinstance(known, Unknown) else self._shared.one(known | (self._wants.groups & {gid}))
 
     def _deny(self, number: int, peer: Peer | None, cause: str, rule: str | None, reason: str) -> None:
         self._record.denied(self.proxy, number, peer, cause, rule, reason)

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from sockguard.identity.groups import Groups
 from sockguard.identity.peer import Peer
 from sockguard.server.record import Record
+from sockguard.server.turns import Turns
 
 if TYPE_CHECKING:
     from sockguard.server.admission import Admission
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 class Connection:
     """One admitted connection. ``user``: who it counts for; ``rule``: what admits it (None: a permissive proxy).
 
+    peer         with those of its groups that the rules in force name
+    groups       what else is kept of its groups, for rules to come; None: nothing, ``peer`` has them all
     proof        the monitor's word that it came in by the proxy's listening socket, where the monitor has accepted it
     connecting   cancels the wait for its backend, while it waits
     rules        those for its requests, as indexes among its proxy's; none where the protocol is not inspected
@@ -33,17 +37,22 @@ class Connection:
     started: float
     rules: tuple[int, ...] = ()
     proof: str = ""
+    groups: Groups | None = None
     connecting: trio.CancelScope | None = None
     ending: str = ""
 
 
 class Connections:
-    """All live connections by number. ``on_empty`` is called whenever the last one has ended."""
+    """All live connections by number. ``on_empty`` is called whenever the last one has ended.
+
+    turns: at what takes long to find out about a client, whichever proxy it has come to
+    """
 
     def __init__(self, record: Record) -> None:
         self._record = record
         self._live: dict[int, Connection] = {}
         self._last_number = 0
+        self.turns = Turns()
         self.on_empty: Callable[[], None] = lambda: None
 
     def __len__(self) -> int:

@@ -1,4 +1,6 @@
-"""Clients that wait until their program is known, each by itself: one whose file system hangs keeps no other back."""
+"""Clients that wait until their program, or which of very many groups they have, is known; each by itself. One whose
+file system hangs keeps no other back.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,8 @@ class WaitingRoom:
         self._room = trio.Event()
 
     async def arrive(self, client: socket.socket, proof: str) -> None:
-        """Have a connection judged, now or as soon as its program is known. Waits while there is no room."""
-        if not self._admission.waits_for_facts:
+        """Have a connection judged, now or as soon as it is known well enough. Waits while there is no room."""
+        if not (self._admission.waits_for_facts or self._admission.waits_for_groups(client)):
             await self._admission.arrive(client, proof)
             return
         try:
