@@ -6,6 +6,7 @@ import pytest
 
 from sockguard.protocols.base import CLIENT
 from sockguard.protocols.http import limits
+from sockguard.protocols.http.grammar import read_tokens
 from tests.unit.protocols.http import oracle
 from tests.unit.protocols.http.exchanges import OK, PIECES, Rules, get, in_all_ways, play, status
 from tests.unit.protocols.playbook import Play
@@ -163,3 +164,9 @@ def test_what_is_read_away_counts_with_its_framing() -> None:
     one.client(get("/no", "Transfer-Encoding: chunked", method="POST"))
     one.client((b"1;" + b"x" * 1000 + b"\r\ny\r\n") * 70)
     assert one.half_closed(CLIENT)
+
+
+def test_the_options_of_a_connection_are_looked_up_and_not_searched() -> None:
+    """A head has room for 31,000 of them, and each of its other fields is looked for among them: 95 ms, in a list."""
+    assert isinstance(read_tokens([b"close, keep-alive", b"x"]), set)
+    assert read_tokens([b"!," * 31_000 + b"A"]) == {b"!", b"a"}
