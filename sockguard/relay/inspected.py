@@ -176,7 +176,7 @@ class InspectedLink:
             return
         if kind != "denied":
             self.client.clear = self.backend.clear = False  # it is told before it is passed on: see Outbox.write
-        if not self.loop.tell_request(self.number, kind, verdict.rule or "", verdict.reason, request):
+        if not self.loop.tell_request(self, kind, verdict.rule or "", verdict.reason, request):
             self.end("limit", "more requests than can be told of", clean=False)
 
     def timer(self, seconds: float, of: Source | None = None) -> None:

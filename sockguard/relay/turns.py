@@ -1,5 +1,5 @@
-"""Whose turn it is: users in turn, and each user's sides in turn. A user is whom a connection counts for, so that nobody
-has more turns by more connections, or by the users of a range of sub-uids.
+"""Whose turn it is: users in turn, and each user's sides in turn. A user is whom a connection counts for, so that
+nobody has more turns by more connections, or by the users of a range of sub-uids.
 """
 
 from __future__ import annotations
