@@ -4,6 +4,7 @@ nobody has more turns by more connections, or by the users of a range of sub-uid
 
 from __future__ import annotations
 
+import select
 from collections import OrderedDict
 from collections.abc import Callable
 from time import monotonic
@@ -21,7 +22,7 @@ _Sides = OrderedDict[AnySide, int]
 
 
 class Turns:
-    """Sides that wait for a turn, each with the events that are to be served then; 0: it is just pumped.
+    """Sides that wait for a turn, each with the events that are to be served then; EPOLLIN alone: it is pumped.
 
     A user is in here only with sides, and whoever closes a side takes it out.
     """
@@ -38,7 +39,7 @@ class Turns:
         """How many sides."""
         return sum(map(len, self._users.values()))
 
-    def add(self, side: AnySide, events: int = 0) -> None:
+    def add(self, side: AnySide, events: int = select.EPOLLIN) -> None:
         """Put it behind those of its user. One that waits already stays in its place, and has these events as well."""
         user = side.link.user
         sides = self._users.get(user)
@@ -81,7 +82,7 @@ class Turns:
         return True
 
     def _serve(self, side: AnySide, events: int) -> None:
-        if not events:
+        if events == select.EPOLLIN:
             side.pump()
             return
         if events & RETRY:

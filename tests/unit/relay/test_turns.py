@@ -207,6 +207,11 @@ def test_what_is_asked_of_one_turn_is_all_done() -> None:
     while waiting:
         assert waiting.give()
     assert done == [("a", "retry"), ("a", select.EPOLLIN | select.EPOLLHUP)]
+    done.clear()
+    waiting.add(one)  # type: ignore[arg-type]
+    waiting.add(one, select.EPOLLOUT)  # type: ignore[arg-type]
+    assert waiting.give()
+    assert done == [("a", select.EPOLLIN | select.EPOLLOUT)], "an event that comes beside must not take its reading"
 
 
 def test_who_is_taken_out_has_no_turn() -> None:
