@@ -416,8 +416,8 @@ class Requests(Message):
 
     kind: protocols.base.Kind; rule: a name of that proxy's rules, or empty; reason and request: at most
     protocols.base.MAX_REQUEST_TEXT characters. Each row takes one credit; without any left a relay shows no more
-    bytes of a client to an inspector, and half of MAX_OVERDRAFT below none no more of a service. What it showed
-    before may take it as far as MAX_OVERDRAFT below none.
+    bytes of a client to an inspector, unless its user has used up less than a share of them, and half of
+    MAX_OVERDRAFT below none no more of anybody. What it showed before may take it as far as MAX_OVERDRAFT below none.
     """
 
     TAG = "requests"

@@ -176,7 +176,7 @@ class InspectedLink:
             return
         if kind != "denied":
             self.client.clear = self.backend.clear = False  # it is told before it is passed on: see Outbox.write
-        if not self.loop.tell_request(self.number, kind, verdict.rule or "", verdict.reason, request):
+        if not self.loop.tell_request(self, kind, verdict.rule or "", verdict.reason, request):
             self.end("limit", "more requests than can be told of", clean=False)
 
     def timer(self, seconds: float, of: Source | None = None) -> None:
@@ -222,8 +222,11 @@ class InspectedLink:
         if moved != self._moved:
             self._moved, self.seen = moved, tick - 1
         awaited = self._awaited
-        if self._deadline and awaited is not None and awaited.other.out and not awaited.queued:
-            self._deadline += 1  # its answer is behind what the other does not read
+        if self._deadline and awaited is not None:
+            if awaited.other.out and not awaited.queued:
+                self._deadline += 1  # its answer is behind what the other does not read
+            elif awaited.rest and not awaited.stuck:
+                self._deadline += 1  # its answer may have come, and waits for its turn to be shown
         if self._linger_until:
             if tick >= self._linger_until:
                 self._close()

@@ -22,7 +22,7 @@ from sockguard.carriers.jobs import Job, Op, Problem, Report
 from sockguard.privsep import foreign
 from sockguard.privsep.ancillary import CREDENTIALS_BYTES, CUT, sender
 from sockguard.privsep.messages import MAX_FDS, MAX_OVERDRAFT
-from sockguard.protocols.base import CLIENT, FOREVER, Source
+from sockguard.protocols.base import BACKEND, CLIENT, FOREVER, Source
 from sockguard.relay.boundary import boundary, carries_fds
 from sockguard.relay.outbox import Outbox
 from sockguard.relay.peeking import PEEK
@@ -38,9 +38,13 @@ long request before it reads: only what we answer by ourselves adds up here, the
 MAX_WAITING_FDS: Final = 2 * MAX_FDS
 """fds of one side that the inspector has not sent on or dropped yet."""
 
-LEAST_CREDIT: Final = (0, -(MAX_OVERDRAFT // 2))
-"""Of CLIENT and BACKEND: with no more credit that side is not read. Answers need none, so the service is read without
-any; but what other peers of it say may be told too, and must not take what one reading of a client can need."""
+LEAST_CREDIT: Final = -(MAX_OVERDRAFT // 2)
+"""With no more credit no side is read, so that there is what one reading of a client can need. With none, a client is
+read whose user has used up less than a share; and a service, whose answers need none: what other peers of it say may be
+told, but that must not keep answers from others."""
+
+MAX_SHOWN: Final = 4
+"""How often one turn shows an inspector what came. Each is one request at least, or has a bound of the inspector's."""
 
 _READABLE: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 _END: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
@@ -330,7 +334,7 @@ class InspectedSide(Outbox):
             return False
         if self.rest and not self.stuck:
             self._show_rest()
-            if link.ending or self._must_wait():
+            if link.ending or self._must_wait() or (self.rest and not self.stuck):
                 return False
         if self.ended or (self.stuck and len(self.rest) >= link.inspector.max_buffer):
             if self.gone and (not self.ended or self.index == CLIENT or self.passing == FOREVER):
@@ -348,9 +352,11 @@ class InspectedSide(Outbox):
 
     def _wants_credit(self) -> bool:
         """Is there too little to show what has come here? Then it goes on when there is some again."""
-        if self.loop.credit > LEAST_CREDIT[self.index]:
+        loop = self.loop
+        credit = loop.credit
+        if credit > 0 or (credit > LEAST_CREDIT and (self.index == BACKEND or loop.has_share(self.link.user))):
             return False
-        self.loop.wait_for_credit(self)
+        loop.wait_for_credit(self)
         return True
 
     def use_fds(self, count: int) -> int:
@@ -413,6 +419,7 @@ class InspectedSide(Outbox):
         link = self.link
         end = len(data)
         start, count = used, used
+        shown = 1
         while count or self.passing:
             if start == end or link.ending:
                 return end
@@ -422,7 +429,12 @@ class InspectedSide(Outbox):
             elif self.paused or self._wants_credit():
                 self.stuck = False
                 break
+            elif shown == MAX_SHOWN:
+                self.stuck = False
+                self.loop.again(self)
+                break
             else:
+                shown += 1
                 count = self._show(data[start:])
             start += count
         return start

@@ -9,12 +9,15 @@ from sockguard.relay.options import Options
 
 
 class AnyLink(Protocol):
-    """One connection. ``number`` is control's name for it."""
+    """One connection. ``number`` is control's name for it, ``user`` whom it counts for."""
 
     options: Options
 
     @property
     def number(self) -> int: ...
+
+    @property
+    def user(self) -> int: ...
 
     @property
     def client(self) -> AnySide: ...

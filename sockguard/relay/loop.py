@@ -1,7 +1,8 @@
 """The relay's event loop: one epoll, one channel to control, and the links it was handed. Hot: keep it bare.
 
-Control decides; what arrives here is permitted already. Per wake a side moves one chunk at most, so that no
-connection can starve another. Events about many connections travel in one message.
+Control decides; what arrives here is permitted already. A side moves one chunk at most in its turn, users have their
+turns in turn (turns.py), and however long turns take, control is heard between them. Events about many connections
+travel in one message.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Final
 from sockguard.carriers.master import Master
 from sockguard.carriers.pool import Carrier, Carriers
 from sockguard.errors import ChannelError, SockguardError
-from sockguard.privsep import channel, foreign, memfd
+from sockguard.privsep import channel, memfd
 from sockguard.privsep.messages import (
     CONTROL_TO_RELAY,
     MAX_FDS,
@@ -43,21 +44,21 @@ from sockguard.privsep.messages import (
 )
 from sockguard.privsep.pipe import Outlet
 from sockguard.protocols.base import MAX_REQUEST_TEXT
+from sockguard.relay.debts import Debts
 from sockguard.relay.inspected import InspectedLink
 from sockguard.relay.link import AnyLink, AnySide
+from sockguard.relay.making import make_link
 from sockguard.relay.options import TICK_SECONDS, read_generation
 from sockguard.relay.pipes import Pipes
-from sockguard.relay.records import RecordLink
 from sockguard.relay.rules import NO_RULES, Rules
 from sockguard.relay.side import READ_EVENTS
-from sockguard.relay.stream import Link
-
-LINKS: Final[dict[str, type[Link]]] = {"stream": Link, "seqpacket": RecordLink}
-"""What serves a connection of each protocol that is not read; InspectedLink serves those that are."""
+from sockguard.relay.turns import RETRY, SECONDS, Turns
 
 _JUST_DATA: Final = select.EPOLLIN
-_AGAIN_SECONDS: Final = 0.2  # for one round of those who ask for another turn; then control is heard first
 _EVENTS_PER_WAKE: Final = 64  # as many as malloc gives at once; more are there at the next wake
+_UNTIMED: Final = 4  # so many events are served without a look at the clock
+
+_Events = list[tuple[int, int]]
 
 
 class Loop:
@@ -83,15 +84,16 @@ class Loop:
         self.pipes = Pipes()
         self._links: dict[int, AnyLink] = {}
         self._sides: dict[int, AnySide | Carrier] = {}
-        self._again: dict[AnySide, None] = {}  # as sets that keep their order
-        self._later: dict[AnySide, None] = {}
+        self._turns = Turns()
+        self._later: dict[AnySide, None] = {}  # as sets that keep their order
         self._timed: set[AnyLink | Carriers] = set()
         self._ended: list[Row] = []
         self._requests: list[Row] = []
         self.untold = False  # requests among these are to be passed on, once they are told
         self._wait_for_telling: dict[AnySide, None] = {}
-        self.credit = 0  # requests that may be told; none is read while there is none
-        self._without_credit: dict[AnySide, None] = {}
+        self.credit = 0  # requests that may be told
+        self._debts = Debts()
+        self._without_credit = Turns()
         self._outbox: deque[Message] = deque()
         self._rules = Rules()
         self._stopping = self._chores = self._more = self._message_waits = False
@@ -99,36 +101,65 @@ class Loop:
     def run(self) -> None:
         """Raises ChannelError when control sends what is not on the list."""
         wait = self._epoll.poll
-        sides = self._sides
-        control_fd = self._control.fileno()
         timeout: float | None = None
         while True:
-            for fd, what in wait(timeout, _EVENTS_PER_WAKE):
-                side = sides.get(fd)
-                if side is None:  # control's, or closed by what came before it
-                    if fd == control_fd:
-                        self._message_waits = True
-                    elif fd == self._master_fd:
-                        raise SockguardError("the process that starts its carriers has ended")
-                    self._chores = True  # else the outlet has room
-                    continue
-                try:
-                    if what == _JUST_DATA:  # as nearly always: nothing else to look at
-                        side.pump()
-                    else:
-                        side.on_events(what)
-                except Exception as error:
-                    side.link.fail(error)
+            events = wait(timeout, _EVENTS_PER_WAKE)
+            if len(events) <= _UNTIMED:
+                self._serve(events)
+            else:
+                self._serve_many(events)
             if self._chores:
                 if not self._do_chores():
                     return
                 timeout = 0.0 if self._more else TICK_SECONDS if self._chores else None
 
+    def _serve(self, events: _Events) -> None:
+        sides = self._sides
+        for fd, what in events:
+            side = sides.get(fd)
+            if side is None:  # control's, or closed by what came before it
+                self._on_other_event(fd)
+                continue
+            try:
+                if what == _JUST_DATA:  # as nearly always: nothing else to look at
+                    side.pump()
+                else:
+                    side.on_events(what)
+            except Exception as error:
+                side.link.fail(error)
+
+    def _serve_many(self, events: _Events) -> None:
+        """A few at a time, while there is time; the others have their turn after that, user by user."""
+        end = monotonic() + SECONDS
+        for start in range(0, len(events), _UNTIMED):
+            self._serve(events[start : start + _UNTIMED])
+            if monotonic() > end:
+                self._message_waits = self._chores = True  # its event may be among those that wait
+                self._put_off(events[start + _UNTIMED :])
+                return
+
+    def _put_off(self, events: _Events) -> None:
+        """As turns of the sides that have these fds now: a connection that comes later can have the same ones."""
+        for fd, what in events:
+            side = self._sides.get(fd)
+            if side is None:
+                self._on_other_event(fd)
+            elif isinstance(side, Carrier):
+                self._serve([(fd, what)])
+            else:
+                self._turns.add(side, what)
+
+    def _on_other_event(self, fd: int) -> None:
+        if fd == self._control.fileno():
+            self._message_waits = True
+        elif fd == self._master_fd:
+            raise SockguardError("the process that starts its carriers has ended")
+        self._chores = True  # else the outlet has room
+
     def _do_chores(self) -> bool:
         """All but the events of links. False when nothing more is to be served."""
-        if self._again:
-            again, self._again = self._again, {}
-            self._pump(again)
+        if self._turns and not self._turns.give():
+            self._message_waits = True
         if self._waits_for_time():
             self._on_time()
         else:
@@ -137,43 +168,35 @@ class Loop:
             self._message_waits = False
             if not self._on_channel():
                 return False
+        if self._without_credit and self._has_credit() and not self._without_credit.give(self._has_credit):
+            self._message_waits = True
         if self._ended or self._requests or self._outbox or self._outlet_watched:
             self._tell()
             if self._stopping and not self._outlet_watched:
                 return False
         self._go_on_with_told()
         # Else a wait without end. While the outlet has no room, its event says when to go on.
-        self._more = bool(self._again or ((self._ended or self._requests) and not self._outlet_watched))
+        self._more = bool(
+            self._turns
+            or (self._without_credit and self._has_credit())
+            or ((self._ended or self._requests) and not self._outlet_watched)
+        )
         self._chores = self._more or self._waits_for_time()
         return True
 
     def _waits_for_time(self) -> bool:
         return bool(self._timed or self._later)
 
-    def _pump(self, sides: Iterable[AnySide]) -> None:
-        end = monotonic() + _AGAIN_SECONDS
-        left = iter(sides)
-        for side in left:
-            try:
-                side.pump()
-            except Exception as error:
-                side.link.fail(error)
-            if monotonic() > end:
-                self._again = {**dict.fromkeys(left), **self._again}
-                return
-
     def _retry(self, sides: Iterable[AnySide]) -> None:
         for side in sides:
-            try:
-                side.retry()
-            except Exception as error:
-                side.link.fail(error)
+            self._turns.add(side, RETRY)
+            self._chores = True
 
     # ── what links ask for ──
 
     def again(self, side: AnySide) -> None:
         """Pump that side once more after the others had their turn."""
-        self._again[side] = None
+        self._turns.add(side)
         self._chores = True
 
     def later(self, side: AnySide) -> None:
@@ -189,7 +212,9 @@ class Loop:
             self._epoll.unregister(fd)
         side = self._sides.pop(fd)
         if not isinstance(side, Carrier):
-            self._without_credit.pop(side, None)
+            self._turns.discard(side)
+            self._without_credit.discard(side)
+            self._later.pop(side, None)
             self._wait_for_telling.pop(side, None)
 
     def crowded(self, fds: Sequence[int]) -> bool:
@@ -222,15 +247,16 @@ class Loop:
         """Are allowed requests told as well."""
         return self._rules.tell_allowed
 
-    def tell_request(self, number: int, kind: str, rule: str, reason: str, request: str) -> bool:
-        """Tell of a judged request; the texts are cut to what an event may hold. Costs one credit.
+    def tell_request(self, link: AnyLink, kind: str, rule: str, reason: str, request: str) -> bool:
+        """Tell of a judged request; the texts are cut to what an event may hold. Costs its user one credit.
 
         One read can be of many requests, so credit may be overdrawn; false when it was overdrawn too far already.
         """
         if self.credit <= -MAX_OVERDRAFT:
             return False
         self.credit -= 1
-        self._requests.append((number, kind, rule, _cut(reason), _cut(request)))
+        self._debts.add(link.user)
+        self._requests.append((link.number, kind, rule, _cut(reason), _cut(request)))
         self._chores = True
         if kind != "denied":
             self.untold = True
@@ -252,17 +278,16 @@ class Loop:
             waiting, self._wait_for_telling = self._wait_for_telling, {}
             self._retry(waiting)
 
+    def _has_credit(self) -> bool:
+        return self.credit > 0
+
+    def has_share(self, user: int) -> bool:
+        """Have others used up the credits, and this user few of them?"""
+        return self._debts.has_share(user, self.credit)
+
     def wait_for_credit(self, side: AnySide) -> None:
         """Pump that side when there is credit again."""
-        self._without_credit[side] = None
-
-    def _spend_credit(self) -> None:
-        """Pump those who wait for it, each in its turn; one that could go on for ever gets behind the others."""
-        for side in list(self._without_credit):
-            if self.credit <= 0:
-                return
-            if self._without_credit.pop(side, self) is None:
-                self._pump((side,))
+        self._without_credit.add(side)
 
     def link_ended(self, number: int, from_client: int, from_backend: int, outcome: str, reason: str = "") -> None:
         self._timed.discard(self._links.pop(number))
@@ -312,7 +337,7 @@ class Loop:
                     self._assign(*map(int, check_row(row, int, int)))
             case Credits():
                 self.credit += message.count
-                self._spend_credit()
+                self._debts.pay(message.count)
             case Close():
                 for row in message.rows:
                     number, outcome = check_row(row, int, str)
@@ -351,26 +376,12 @@ class Loop:
 
     def _take(self, message: Connections, fds: list[int]) -> None:
         for index, row in enumerate(message.rows):
-            number, generation, proxy, rule_set, uid, user = map(int, check_row(row, int, int, int, int, int, int))
-            if generation != self._rules.generation:
-                raise ChannelError("a connection of a generation that is not in force")
-            of_proxy = self._rules.proxy(proxy)
-            both = fds[2 * index : 2 * index + 2]
-            kind = LINKS.get(of_proxy.protocol)
-            client, backend = _sockets(both, socket.SOCK_SEQPACKET if kind is RecordLink else socket.SOCK_STREAM)
-            if self.crowded(both):
-                foreign.end_all((client, backend), self.carriers)
-                self._ended.append((number, 0, 0, "out_of_files", ""))
+            link = make_link(self, self._rules, row, fds[2 * index : 2 * index + 2])
+            if isinstance(link, int):
+                self._ended.append((link, 0, 0, "out_of_files", ""))
                 continue
-            link: AnyLink
-            if kind is None:
-                rules = self._rules.of(rule_set, of_proxy)
-                shared = self._rules.shared(of_proxy)
-                link = InspectedLink(self, number, client, backend, of_proxy, uid, user, rules, shared)
-            else:
-                link = kind(self, number, client, backend, of_proxy, uid, user)
-            self._links[number] = link
-            if of_proxy.idle_ticks:
+            self._links[link.number] = link
+            if link.options.idle_ticks:
                 self._timed.add(link)
             self._sides[link.client.fd], self._sides[link.backend.fd] = link.client, link.backend
             try:
@@ -410,11 +421,6 @@ class Loop:
                 self._epoll.register(self._outlet.fd, select.EPOLLOUT)
         if told:
             self.untold = False
-
-
-def _sockets(fds: Iterable[int], kind: int) -> list[socket.socket]:
-    """Objects for them. Told their type, they ask the kernel for less (socket(7), SO_TYPE and SO_PROTOCOL)."""
-    return [socket.socket(socket.AF_UNIX, kind, 0, fd) for fd in fds]
 
 
 def _cut(text: str) -> str:

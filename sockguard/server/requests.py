@@ -1,8 +1,9 @@
 """What relays tell of requests: checked, recorded with the peer that control knows, and paid for in credits.
 
 Each row costs its relay a credit, and credits are given back only while the audit queue has room. A relay without any
-reads no requests, so none passes unrecorded, and the queue holds at most MAX_QUEUED events, CREDITS + MAX_OVERDRAFT
-for each relay, and the ends of the connections that are live.
+reads requests only of users who have used up few, and half of MAX_OVERDRAFT below none of nobody. So none passes
+unrecorded, and the queue holds at most MAX_QUEUED events, CREDITS + MAX_OVERDRAFT for each relay, and the ends of the
+connections that are live.
 """
 
 from __future__ import annotations

@@ -19,6 +19,9 @@ from sockguard.protocols.dbus.wire import FIXED, SERIAL_AT, Fields, Headers, Mal
 AUTH_SECONDS: Final = 30.0
 """For both authentications; dbus-daemon's auth_timeout."""
 
+MAX_JUDGED: Final = 128
+"""Messages that are judged in one go; those behind them are left unused, and shown again when others had their turn."""
+
 
 class DbusInspector:
     """See protocols.base.Inspector."""
@@ -88,14 +91,15 @@ class DbusInspector:
         return after
 
     def _received(self, source: Source, data: memoryview, fds: int) -> int:
-        """Any number of messages. What passes goes out in runs."""
+        """MAX_JUDGED messages, or with descriptors any number. What passes goes out in runs."""
         effects, read, to = self._effects, self._read, 1 - source
         traffic = self._traffic
         judge = self._judges[source]
-        end = len(data)
+        end, left = len(data), MAX_JUDGED
         at = run = self._skipped(source, end) if self._skip[source] else 0
         try:
-            while at < end:
+            while at < end and (left or fds):
+                left -= 1
                 try:
                     found = read(data, at)
                 except Malformed as error:

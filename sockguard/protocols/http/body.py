@@ -8,11 +8,15 @@ but the last bytes: those are shown again, so that the end of a body is seen whe
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from sockguard.protocols.base import Effects, Source
 from sockguard.protocols.http.grammar import CHUNK_LINE, BadLine, find_end, read_fields
 from sockguard.protocols.http.head import CHUNKED
 from sockguard.protocols.http.limits import MAX_CHUNK_LINE, MAX_HEAD
+
+MAX_STEPS: Final = 3 * 1024
+"""Of a chunked body, three for a chunk, that are read in one go, in a few ms; what is behind is left unused."""
 
 Piece = bytes | memoryview
 
@@ -76,7 +80,9 @@ class ChunkReader:
     def read(self, data: memoryview, pieces: list[Piece]) -> int:
         """Add the body's bytes in ``data`` to ``pieces``; return how many bytes are used. Raises BadChunk."""
         at = 0
-        while not self.done and at < len(data):
+        for _ in range(MAX_STEPS):
+            if self.done or at >= len(data):
+                break
             used = self._step(data[at:], pieces)
             if not used:
                 break

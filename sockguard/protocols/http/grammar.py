@@ -86,14 +86,14 @@ def read_fields(block: bytes) -> list[tuple[bytes, bytes, bytes]] | None:
     return fields
 
 
-def read_tokens(values: Iterable[bytes]) -> list[bytes] | None:
+def read_tokens(values: Iterable[bytes]) -> set[bytes] | None:
     """Read ``#token`` (RFC 9110, 5.6.1), over all lines of a field, in lower case; None if it is anything else."""
-    tokens = []
+    tokens = set()
     for value in values:
         for part in value.split(b","):
             token = part.strip(b" \t")
             if token:
                 if TOKEN.fullmatch(token) is None:
                     return None
-                tokens.append(token.lower())
+                tokens.add(token.lower())
     return tokens

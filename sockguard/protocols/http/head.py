@@ -258,10 +258,10 @@ def _destination(values: tuple[bytes, ...]) -> tuple[str, ...]:
     return read_target(b"http" + value[5:] if value[:6].lower() == b"https:" else value).paths
 
 
-def _connection(special: _Special, lines: _Lines) -> list[bytes]:
+def _connection(special: _Special, lines: _Lines) -> set[bytes]:
     """Return the options of Connection, and drop the fields that it names (RFC 9110, 7.6.1)."""
     if b"connection" not in special:
-        return []
+        return set()
     options = read_tokens(special[b"connection"])
     if options is None:
         raise Refused(400, "a bad Connection")
@@ -303,7 +303,7 @@ def _protocols(special: _Special) -> tuple[bytes, ...]:
     return tuple(protocols)
 
 
-def _settings(special: _Special, options: list[bytes]) -> bytes | None:
+def _settings(special: _Special, options: set[bytes]) -> bytes | None:
     settings = special.get(b"http2-settings")
     if settings is None or b"http2-settings" not in options:
         return None

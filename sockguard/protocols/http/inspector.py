@@ -74,10 +74,11 @@ class HttpInspector:
             return self._answers.received(data)
         used, count = 0, 1
         while count and used < len(data):
-            count = self._step(data[used:])
+            step = self._step
+            count = step(data[used:])
             used += count
-            if self._step == self._read_head:
-                break  # between two requests the loop may look after others
+            if self._step in (self._read_head, step):
+                break  # between two requests, or amid a body of many chunks, the loop may look after others
         self._pending = len(data) - used
         if self._client_ended and not (count and self._pending):
             self._no_more()

@@ -241,9 +241,11 @@ class Control:
         *,
         lines: bool = True,
         refuse_fds: bool = False,
+        user: int | None = None,
     ) -> tuple[End, End]:
         """The ends that a client and a service have, and the latter is greeted. number: of the generation; proxy: its
-        index; buffer: of the relay's sockets, in bytes; lines: that is its protocol; refuse_fds: by the kernel.
+        index; buffer: of the relay's sockets, in bytes; lines: that is its protocol; refuse_fds: by the kernel; user:
+        whom it counts for, this one unless said.
         """
         client, relay_client = socket.socketpair()
         backend, relay_backend = socket.socketpair()
@@ -254,7 +256,8 @@ class Control:
                     foreign.refuse_all(sock)
                 if buffer:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
-            row = (self.number, number, proxy, rule_set, os.geteuid(), os.geteuid())
+            whose = os.geteuid() if user is None else user
+            row = (self.number, number, proxy, rule_set, os.geteuid(), whose)
             self.send(Connections((row,)), relay_client.fileno(), relay_backend.fileno())
         self.ends += (client, backend)
         for end in (client, backend):

@@ -176,3 +176,24 @@ def test_what_goes_over_it_is_seen_by_the_clock(alone: Alone, speaks: str) -> No
         alone.link.on_time()
     assert alone.link.ending
     assert alone.loop._ended[0][3] == "idle_timeout"
+
+
+def test_no_time_passes_while_an_answer_waits_for_its_turn(alone: Alone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One turn shows a few lines alone, and here the ticks of the clock come before the next turn."""
+    timed_out: list[bool] = []
+    monkeypatch.setattr(LineInspector, "timed_out", lambda _: timed_out.append(True))
+    alone.client.send(b"await 0.1\n")
+    alone.link.client.pump()
+    alone.backend.send(b"say\n" * 20)
+    alone.link.backend.pump()
+    assert alone.link.backend.rest
+    for _ in range(10):
+        alone.link.seen = alone.loop.tick = alone.loop.tick + 1
+        alone.link.on_time()
+    assert not timed_out
+    while alone.link.backend.rest:
+        alone.link.backend.pump()
+    for _ in range(10):
+        alone.link.seen = alone.loop.tick = alone.loop.tick + 1
+        alone.link.on_time()
+    assert timed_out

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sockguard.protocols.base import BACKEND, CLIENT, Source
 from sockguard.protocols.dbus import body, wire
-from sockguard.protocols.dbus.inspector import DbusInspector
+from sockguard.protocols.dbus.inspector import MAX_JUDGED, DbusInspector
 from sockguard.protocols.dbus.names import BUS
 from tests.unit.protocols.dbus.making import message, number, text
 from tests.unit.protocols.dbus.scripted import APP, ME, PATH, SECRET, STRANGER, Scene, arriving, rules
@@ -203,3 +203,16 @@ def test_both_ways_do_the_same(steps: list[list[Any]], first: int, enforce: bool
         assert short == long
         if short["end"]:
             return
+
+
+def test_few_messages_are_judged_in_one_go() -> None:
+    """A chunk has room for a thousand denied calls; a relay looks after others, and its credit, between."""
+    scene = Scene(rules([{"destination": APP}]))
+    call = wire.method_call(7, "/a", None, "Do", SECRET, "", b"", wire.NO_REPLY_EXPECTED)
+    data = memoryview(bytearray(call * (2 * MAX_JUDGED + 1)))
+    used = scene.play.inspector.received(CLIENT, data, 0)
+    assert used == MAX_JUDGED * len(call)
+    assert len(scene.told()) == MAX_JUDGED
+    assert scene.play.inspector.received(CLIENT, data[used:], 0) == used
+    assert scene.play.inspector.received(CLIENT, data[2 * used :], 0) == len(call)
+    assert len(scene.told()) == MAX_JUDGED + 1

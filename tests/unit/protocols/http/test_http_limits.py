@@ -6,6 +6,8 @@ import pytest
 
 from sockguard.protocols.base import CLIENT
 from sockguard.protocols.http import limits
+from sockguard.protocols.http.body import MAX_STEPS
+from sockguard.protocols.http.grammar import read_tokens
 from tests.unit.protocols.http import oracle
 from tests.unit.protocols.http.exchanges import OK, PIECES, Rules, get, in_all_ways, play, status
 from tests.unit.protocols.playbook import Play
@@ -163,3 +165,24 @@ def test_what_is_read_away_counts_with_its_framing() -> None:
     one.client(get("/no", "Transfer-Encoding: chunked", method="POST"))
     one.client((b"1;" + b"x" * 1000 + b"\r\ny\r\n") * 70)
     assert one.half_closed(CLIENT)
+
+
+def test_the_options_of_a_connection_are_looked_up_and_not_searched() -> None:
+    """A head has room for 31,000 of them, and each of its other fields is looked for among them: 95 ms, in a list."""
+    assert isinstance(read_tokens([b"close, keep-alive", b"x"]), set)
+    assert read_tokens([b"!," * 31_000 + b"A"]) == {b"!", b"a"}
+
+
+def test_few_chunks_are_read_in_one_go() -> None:
+    """A chunk of the loop's has room for 10,000 of one byte; others have their turn between, and no byte is lost."""
+    one = play(Rules("/a"))
+    head = b"POST /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    one.client(head)
+    chunks = b"1\r\nx\r\n" * (MAX_STEPS // 3)
+    data = memoryview(bytearray(chunks + chunks + b"0\r\n\r\n"))
+    assert one.inspector.received(CLIENT, data, 0) == len(chunks)
+    assert one.inspector.received(CLIENT, data[len(chunks) :], 0) == len(chunks)
+    assert one.inspector.received(CLIENT, data[2 * len(chunks) :], 0) == 5
+    body = one.to_backend.partition(b"\r\n\r\n")[2]
+    assert body.count(b"x") == 2 * (MAX_STEPS // 3)
+    assert body.endswith(b"0\r\n\r\n")
