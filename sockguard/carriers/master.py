@@ -23,7 +23,7 @@ from sockguard.carriers import carrier
 from sockguard.carriers.jobs import DISPOSE, GO, MAX_DISPOSED, READY, START
 from sockguard.errors import SockguardError
 from sockguard.privsep import channel, rights
-from sockguard.sandbox import CARRIERS, enter
+from sockguard.sandbox import CARRIERS, TAKES, enter
 
 MAX_EXITING: Final = 64
 """Keepers that were told to exit and have not ended."""
@@ -62,6 +62,10 @@ class Master:
         if said != READY:
             reason = said.decode("ascii", "replace") or "it ended"
             raise SockguardError(f"the process that closes passed descriptors could not be started: {reason}")
+
+    def passing(self) -> list[int]:
+        """The descriptors by which others are passed to it and to its carriers."""
+        return [sock.fileno() for sock in (self.disposals, *self.slots)]
 
     def start(self, slot: int) -> None:
         """Have the carrier of that slot forked. Raises OSError when that cannot be said now."""
@@ -111,7 +115,7 @@ def _run(
         _close_all_but({each.fileno() for each in (sock, disposals, *far)})
         rights.harden("sockguard-fds")
         files = rights.raise_open_files()  # it limits how many descriptors may be on their way (too_many_unix_fds)
-        rights.become(account)
+        rights.become(account, keep=TAKES)
         enter(kind=CARRIERS)
     except Exception as error:
         with contextlib.suppress(OSError):

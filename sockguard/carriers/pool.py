@@ -7,6 +7,7 @@ user with MAX_STUCK such carriers gets no other one until they come back; what a
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 from array import array
@@ -83,7 +84,7 @@ class _Books:
 class Carrier:
     """One slot. Read by the event loop like a side of a connection."""
 
-    __slots__ = ("books", "frees", "order", "pool", "sock", "until")
+    __slots__ = ("books", "ended", "frees", "order", "pool", "sock", "until")
 
     def __init__(self, pool: Carriers, sock: socket.socket) -> None:
         self.pool = pool
@@ -92,6 +93,7 @@ class Carrier:
         self.order: _Order | None = None  # given out and not reported
         self.frees = 0  # jobs given out, of which it has not said that they are over
         self.until = 0.0
+        self.ended = False
 
     @property
     def link(self) -> Carrier:
@@ -389,13 +391,16 @@ class Carriers:
 
     def lose(self, carrier: Carrier) -> None:
         """A carrier has ended."""
-        if carrier.sock.fileno() < 0:
+        if carrier.ended:
             return
+        carrier.ended = True
         self._events.leave(carrier.sock)
         self._busy.discard(carrier)
         if carrier in self._idle:
             self._idle.remove(carrier)
-        carrier.sock.close()
+        with contextlib.suppress(OSError):
+            # Not closed: to this number a relay in its cage may send descriptors (sandbox/policy.py).
+            carrier.sock.shutdown(socket.SHUT_RDWR)
         books, order = carrier.books, carrier.order
         carrier.books = carrier.order = None
         if order is not None:

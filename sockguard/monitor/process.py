@@ -63,6 +63,9 @@ from sockguard.privsep.runtime import prepare_runtime_folder
 from sockguard.protocols.registry import PROTOCOLS
 
 _SPAWNING: Final = frozenset({rights.CAP_SETUID, rights.CAP_SETGID})
+_CAGING: Final = frozenset({rights.CAP_SYS_CHROOT})
+"""Passed on to those that are started, who enter their cage with it."""
+
 _USEFUL: Final = _SPAWNING | {rights.CAP_SYS_PTRACE, rights.CAP_CHOWN}
 
 
@@ -296,7 +299,7 @@ class Monitor:
 
     def _adopt(self, _: Adopt) -> tuple[Message, list[int]]:
         """From the first one on only what goes on being needed: binding in others' folders was the start's matter."""
-        needed = _SPAWNING | plan.needed_capabilities(self._sources)
+        needed = _SPAWNING | _CAGING | plan.needed_capabilities(self._sources)
         if self._working_set is None:
             listening.end_kept(self._adopted, self._disposal)
             rights.keep_capabilities(needed)

@@ -16,11 +16,13 @@ CAP_CHOWN: Final = 0
 CAP_SETGID: Final = 6
 CAP_SETUID: Final = 7
 CAP_SETPCAP: Final = 8
+CAP_SYS_CHROOT: Final = 18
 CAP_SYS_PTRACE: Final = 19
 CAPABILITY_NAMES: Final = {
     CAP_CHOWN: "CAP_CHOWN",
     CAP_SETGID: "CAP_SETGID",
     CAP_SETUID: "CAP_SETUID",
+    CAP_SYS_CHROOT: "CAP_SYS_CHROOT",
     CAP_SYS_PTRACE: "CAP_SYS_PTRACE",
 }
 
@@ -30,6 +32,7 @@ RELAY_USER: Final = "sockguard-relay"
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_DUMPABLE: Final = 4
+_PR_SET_KEEPCAPS: Final = 8
 _PR_SET_NAME: Final = 15
 _PR_CAPBSET_DROP: Final = 24
 _PR_SET_NO_NEW_PRIVS: Final = 38
@@ -111,8 +114,8 @@ def set_capabilities(effective: Iterable[int], permitted: Iterable[int]) -> None
         raise OSError(number, f"capset: {os.strerror(number)}")
 
 
-def become(account: Account | None) -> None:
-    """Take over ``account`` (None: stay) and give up every capability.
+def become(account: Account | None, *, keep: Collection[int] = ()) -> None:
+    """Take over ``account`` (None: stay) and give up every capability but those of ``keep`` that it has.
 
     Raises OSError where that is not permitted, RuntimeError if anything is left afterwards.
     """
@@ -120,8 +123,14 @@ def become(account: Account | None) -> None:
         os.setgroups(account.groups)
         os.setresgid(account.gid, account.gid, account.gid)
         _drop_bounding_set()  # before the uid goes, and CAP_SETPCAP with it
+        if keep:
+            _prctl(_PR_SET_KEEPCAPS, 1)
         os.setresuid(account.uid, account.uid, account.uid)
-    keep_capabilities(())
+        if keep:
+            _prctl(_PR_SET_KEEPCAPS, 0)
+            permitted = _capability_line("/proc/self/status", "CapPrm:")
+            set_capabilities(permitted & frozenset(keep), permitted)
+    keep_capabilities(keep)
     stay_undumpable()
     if account is not None and (
         os.getresuid() != (account.uid,) * 3
@@ -129,7 +138,7 @@ def become(account: Account | None) -> None:
         or sorted(os.getgroups()) != sorted(account.groups)
     ):
         raise RuntimeError("the kernel did not change this process's identity")
-    if effective_capabilities() or _capability_line("/proc/self/status", "CapPrm:"):
+    if (effective_capabilities() | _capability_line("/proc/self/status", "CapPrm:")) - frozenset(keep):
         raise RuntimeError("capabilities are left after they were given up")
 
 

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str], master: Master) -> int:
         registry.rules_of(protocol)
         registry.inspector_of(protocol)
     files = rights.raise_open_files()
-    rights.become(spawn.parse_account(arguments[0]))
+    rights.become(spawn.parse_account(arguments[0]), keep=sandbox.TAKES)
     rights.die_with_parent(signal.SIGKILL)
     # A drain is control's to lead: a terminal's Ctrl-C and systemd's signal reach the whole group.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str], master: Master) -> int:
     try:
         os.dup2(0, 2)  # from here on nothing but messages: a relay that was taken over must not write to the log
         master.wait_ready()
-        cage = sandbox.enter()
+        cage = sandbox.enter(channels=master.passing())
         outlet.send(Hello(max(files - _SPARE_FILES, 2) // 2, ",".join(cage.names())))
         gc.freeze()  # what is here by now stays: no collection looks at it again
         Loop(control, outlet, master, files).run()

@@ -15,6 +15,7 @@ import fcntl
 import mmap
 import socket
 import termios
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
@@ -37,61 +38,87 @@ RELAY: Final = Kind.RELAY
 CARRIERS: Final = Kind.CARRIERS
 
 # fmt: off
-ALLOWED: Final = (
-    # the loop, by how often
-    "epoll_wait", "epoll_pwait", "recvmsg", "sendto", "recvfrom", "sendmsg", "epoll_ctl", "splice",
-    "close", "shutdown", "pipe2", "epoll_create1",
-    "getsockname",  # socket.socket(fileno=...) asks for it
-    "getpeername",  # so does the text of a socket
-    "pread64", "lseek",  # a generation's memfd
-    "poll", "ppoll",  # is there an urgent byte
-    # the interpreter and libc
-    "mmap", "munmap", "mremap", "brk", "madvise", "mprotect", "futex", "getrandom",
-    "clock_gettime", "clock_nanosleep", "sched_yield",  # the first is a call where the vDSO has no clock
-    "rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "sigaltstack", "getpid", "gettid",
-    "restart_syscall",  # the kernel's own, after SIGSTOP and SIGCONT
-    "exit", "exit_group",
-    "ioctl", "fcntl", "getsockopt", "setsockopt",
-)
-"""Allowed, within CHECKS. By path alone none of them reaches anything; no stat (newfstatat cannot be held to an fd)."""
-
-CHECKS: Final[dict[str, tuple[bpf.Check, ...]]] = {
-    # Not FIOSETOWN, SIOCSPGRP, FIOASYNC: with them the kernel signals others in the relay's name.
-    "ioctl": (OneOf(1, (termios.FIONREAD, termios.FIONBIO, termios.TIOCOUTQ)),),
-    # Not F_SETOWN, F_SETSIG: the same, and with any signal. Not F_ADD_SEALS, F_NOTIFY, locks, leases.
-    "fcntl": (
-        OneOf(1, (
-            fcntl.F_GETFD, fcntl.F_SETFD, fcntl.F_GETFL, fcntl.F_SETFL, fcntl.F_DUPFD_CLOEXEC,
-            fcntl.F_GET_SEALS, fcntl.F_SETPIPE_SZ,
-        )),
-    ),
-    "getsockopt": (
-        OneOf(1, (socket.SOL_SOCKET,)),
-        OneOf(2, (
-            socket.SO_ERROR, socket.SO_SNDBUF, socket.SO_TYPE, socket.SO_DOMAIN, socket.SO_PROTOCOL,
-            socket.SO_PASSCRED, SO_PASSRIGHTS,
-        )),
-    ),
-    "setsockopt": (
-        OneOf(1, (socket.SOL_SOCKET,)),
-        OneOf(2, (socket.SO_PASSCRED, socket.SO_SNDBUF, socket.SO_OOBINLINE)),
-    ),
-    # No new code, ever; refused, not killed, so that an interpreter with a JIT goes on without.
-    "mmap": (Without(2, mmap.PROT_EXEC),),
-    "mprotect": (Without(2, mmap.PROT_EXEC),),
+_BOTH: Final = {
+    "epoll_wait": "Loop.run, and the master's",
+    "epoll_pwait": "the same, where an architecture or a libc has no other",
+    "recvmsg": "Side.peek; Carrier",
+    "sendto": "Side.put; reports, and orders to the master: socket.send",
+    "recvfrom": "Side.take; socket.recv",
+    "sendmsg": "Carriers._give, Disposal; _send_with of a carrier",
+    "epoll_ctl": "Loop.watch, and the master's",
+    "epoll_create1": "Loop, and the master",
+    "close": "Side.close; close_all",
+    "getsockname": "socket.socket(fileno=...) asks for it",
+    "mmap": "memory: the interpreter's, and large blocks",
+    "munmap": "the same, given back",
+    "mremap": "realloc of large blocks",
+    "brk": "malloc",
+    "futex": "locks of the interpreter and libc, where somebody waits",
+    "getrandom": "malloc of libc, at its first use and after a fork",
+    "clock_gettime": "monotonic(), where the vDSO has no clock",
+    "exit_group": "leave()",
 }
+
+ALLOWED: Final[dict[Kind, dict[str, str]]] = {
+    RELAY: {
+        **_BOTH,
+        "splice": "Side.splice",
+        "pipe2": "Pipe",
+        "shutdown": "Side.end; Carriers.lose",
+        "write": "Outlet.flush",
+        "poll": "is there an urgent byte, and the outlet's room",
+        "ppoll": "the same, where an architecture has no other",
+        "pread64": "memfd.read, of a generation",
+        "lseek": "the same",
+        "ioctl": "setblocking; what is unread, and untaken",
+        "fcntl": "memfd.read asks for seals; Pipe for its size",
+        "getsockopt": "foreign.refuses; Side.on_events; what a record needs",
+        "setsockopt": "peeking at senders; SO_OOBINLINE; what a record needs",
+    },
+    CARRIERS: {
+        **_BOTH,
+        "clone": "os.fork in the master",
+        "gettid": "the interpreter, after a fork",
+        "rt_sigprocmask": "fork of some libcs",
+        "wait4": "os.waitpid in the master",
+        "socketpair": "the gate of a keeper",
+        "clock_nanosleep": "time.sleep in the master, where no process can be had",
+        "restart_syscall": "the same, after SIGSTOP and SIGCONT: the kernel's own",
+    },
+}
+"""Allowed, within CHECKS, and who needs it. By path alone none of them reaches anything; no stat (newfstatat cannot be
+held to an fd). What is called most stands first.
+"""
 
 # linux/sched.h, CLONE_*: shared memory, other namespaces, and what else fork(3) does not ask for.
 _SHARED: Final = 0x00000100 | 0x00000200 | 0x00000400 | 0x00000800 | 0x00002000 | 0x00004000 | 0x00008000 | 0x00010000
 _NAMESPACES: Final = 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000
 
-MORE: Final = {RELAY: ("write",), CARRIERS: ("clone", "wait4", "socketpair")}
-"""What each kind is allowed beyond ALLOWED, within MORE_CHECKS: relays to write to control, carriers to fork."""
+_CHECKS_OF_BOTH: Final[dict[str, tuple[bpf.Check, ...]]] = {
+    # To the peer of a socket and nowhere else: the length of the address, an int, is 0, and then it is not looked at.
+    "sendto": (OneOf(5, (0,)),),
+    # No new code, ever; refused, not killed, so that an interpreter with a JIT goes on without.
+    "mmap": (Without(2, mmap.PROT_EXEC),),
+}
 
-MORE_CHECKS: Final[dict[Kind, dict[str, tuple[bpf.Check, ...]]]] = {
-    # Neither the channel nor the pipe to control can be closed, so their numbers never come to mean another file.
-    RELAY: {"write": (OneOf(0, (OUTLET_FD,)),), "close": (NoneOf(0, (CHANNEL_FD, OUTLET_FD)),)},
-    CARRIERS: {"clone": (Without(0, _SHARED | _NAMESPACES),)},
+CHECKS: Final[dict[Kind, dict[str, tuple[bpf.Check, ...]]]] = {
+    RELAY: {
+        **_CHECKS_OF_BOTH,
+        # Not FIOSETOWN, SIOCSPGRP, FIOASYNC: with them the kernel signals others in the relay's name.
+        "ioctl": (OneOf(1, (termios.FIONREAD, termios.FIONBIO, termios.TIOCOUTQ)),),
+        # Not F_SETOWN, F_SETSIG: the same, and with any signal. Not F_DUPFD, F_ADD_SEALS, F_NOTIFY, locks, leases.
+        "fcntl": (OneOf(1, (fcntl.F_GET_SEALS, fcntl.F_SETPIPE_SZ)),),
+        "getsockopt": (
+            OneOf(1, (socket.SOL_SOCKET,)),
+            OneOf(2, (socket.SO_ERROR, socket.SO_SNDBUF, socket.SO_PASSCRED, SO_PASSRIGHTS)),
+        ),
+        "setsockopt": (
+            OneOf(1, (socket.SOL_SOCKET,)),
+            OneOf(2, (socket.SO_PASSCRED, socket.SO_SNDBUF, socket.SO_OOBINLINE)),
+        ),
+        "write": (OneOf(0, (OUTLET_FD,)),),
+    },
+    CARRIERS: {**_CHECKS_OF_BOTH, "clone": (Without(0, _SHARED | _NAMESPACES),)},
 }
 
 KILLED: Final = (
@@ -135,15 +162,15 @@ ARCHITECTURES: Final = {
 """By uname -m."""
 
 
-def program(architecture: Architecture, kind: Kind = RELAY) -> list[bpf.Instruction]:
-    """The filter for that architecture."""
+def program(architecture: Architecture, kind: Kind = RELAY, channels: Collection[int] = ()) -> list[bpf.Instruction]:
+    """The filter for that architecture. channels: the descriptors by which a relay passes others on to its carriers."""
     refused = bpf.ERRNO | errno.EPERM
-    more, checked = MORE[kind], {**CHECKS, **MORE_CHECKS[kind]}
-    killed = tuple(name for name in KILLED if name not in more)
+    allowed, checked = ALLOWED[kind], {**CHECKS[kind], **_on_channels(kind, channels)}
+    killed = tuple(name for name in KILLED if name not in allowed)
     lines = bpf.prologue(architecture.audit, architecture.highest)
     if kind is CARRIERS:  # libc goes on with clone then, the flags of which a filter can see
         lines += _no_such_call(architecture, "clone3")
-    for names, action in ((ALLOWED, bpf.ALLOW), (more, bpf.ALLOW), (killed, bpf.KILL_PROCESS)):
+    for names, action in ((tuple(allowed), bpf.ALLOW), (killed, bpf.KILL_PROCESS)):
         for name in names:
             number = architecture.number(name)
             if number is not None:
@@ -152,6 +179,16 @@ def program(architecture: Architecture, kind: Kind = RELAY) -> list[bpf.Instruct
     lines += bpf.above(NEWEST, bpf.ERRNO | errno.ENOSYS)
     lines += bpf.otherwise(refused)
     return lines
+
+
+def _on_channels(kind: Kind, channels: Collection[int]) -> dict[str, tuple[bpf.Check, ...]]:
+    """sendmsg is the one call with an address, or descriptors, that no filter sees. So a relay may make it where nobody
+    but a carrier or the master listens, and never closes these, as with its ways to control.
+    """
+    if kind is not RELAY:
+        return {}
+    fixed = tuple(sorted(channels))
+    return {"sendmsg": (OneOf(0, fixed),), "close": (NoneOf(0, (CHANNEL_FD, OUTLET_FD, *fixed)),)}
 
 
 def _no_such_call(architecture: Architecture, name: str) -> list[bpf.Instruction]:

@@ -7,6 +7,7 @@ import errno
 import os
 import struct
 import sys
+from collections.abc import Collection
 from typing import Final
 
 from sockguard.sandbox import bpf, policy
@@ -20,8 +21,8 @@ _MISSING: Final = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
 """Not built in, no filters, this action is too new, or refused by a filter around all of sockguard."""
 
 
-def enter(kind: policy.Kind = policy.RELAY) -> int:
-    """Needs no_new_privs. 1 when the filter is in force, 0 where it cannot be. Raises OSError."""
+def enter(kind: policy.Kind = policy.RELAY, channels: Collection[int] = ()) -> int:
+    """See policy.program. Needs no_new_privs. 1 when the filter is in force, 0 where it cannot be. Raises OSError."""
     architecture = policy.ARCHITECTURES.get(os.uname().machine)
     seccomp = architecture.number("seccomp") if architecture else None
     if architecture is None or seccomp is None:
@@ -35,7 +36,7 @@ def enter(kind: policy.Kind = policy.RELAY) -> int:
         if error.errno in _MISSING:
             return 0
         raise
-    code = bpf.assemble(policy.program(architecture, kind))
+    code = bpf.assemble(policy.program(architecture, kind, channels))
     instructions = ctypes.create_string_buffer(code, len(code))
     # struct sock_fprog: a short count, padding, a pointer
     program = struct.pack("@HP", len(code) // 8, ctypes.addressof(instructions))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from sockguard.sandbox import libc
@@ -11,6 +13,7 @@ _PR_GET_DUMPABLE: Final = 3
 _PR_GET_NO_NEW_PRIVS: Final = 39
 """linux/prctl.h"""
 
+_STATUS_BYTES: Final = 1 << 20
 _SETS: Final = ("CapInh", "CapPrm", "CapEff", "CapAmb")
 
 
@@ -40,8 +43,21 @@ def check_single_thread() -> None:
         raise RuntimeError("a relay must have one thread when it enters its cage")
 
 
+@contextmanager
+def within_reach() -> Iterator[None]:
+    """Until the end of this block the kernel can be asked, whatever this process's root is then."""
+    _opened.append(os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC))
+    try:
+        yield
+    finally:
+        os.close(_opened.pop())
+
+
+_opened: Final[list[int]] = []
+
+
 def _status() -> dict[str, str]:
-    """proc_pid_status(5)"""
+    """proc_pid_status(5), as it is now. Only within_reach."""
     # Not as "ascii": after the change of uid the interpreter may not find that codec any more.
-    lines = Path("/proc/self/status").read_bytes().decode("utf-8", "replace").splitlines()
+    lines = os.pread(_opened[-1], _STATUS_BYTES, 0).decode("utf-8", "replace").splitlines()
     return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}

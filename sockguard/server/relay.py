@@ -82,7 +82,10 @@ class Relay:
         """What of its cage does not hold, in words for the log; empty when all of it does."""
         held = {part.split()[0] for part in self.cage.split(",") if part}
         missing = [part for part in PARTS if part not in held]
-        return f"relays run without {', '.join(missing)}: not to be had here" if missing else ""
+        if not missing:
+            return ""
+        text = f"relays run without {', '.join(missing)}: not to be had here"
+        return f"{text} (empty_root takes CAP_SYS_CHROOT)" if "empty_root" in missing else text
 
     @property
     def load(self) -> int:

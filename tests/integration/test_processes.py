@@ -44,7 +44,7 @@ pytestmark = pytest.mark.root
 
 SECCOMP = "2" if os.uname().machine in policy.ARCHITECTURES else "0"
 """Seccomp: of proc_pid_status(5), for a process in a cage."""
-SETUID_AND_SETGID = {6, 7}  # linux/capability.h
+KEPT = {6, 7, 18}  # CAP_SETUID, CAP_SETGID, CAP_SYS_CHROOT (linux/capability.h)
 CHOWN, SYS_PTRACE = 0, 19
 NOBODY = 65534
 
@@ -185,9 +185,9 @@ def test_rights(passing: Processes) -> None:
     monitor, control = passing.monitor, passing.control
     assert capabilities(monitor) == {
         "CapInh": set(),
-        "CapPrm": SETUID_AND_SETGID,
-        "CapEff": SETUID_AND_SETGID,
-        "CapBnd": SETUID_AND_SETGID,
+        "CapPrm": KEPT,
+        "CapEff": KEPT,
+        "CapBnd": KEPT,
         "CapAmb": set(),
     }
     for pid in (control, *passing.caged()):
@@ -198,6 +198,8 @@ def test_rights(passing: Processes) -> None:
         assert re.search(r"^Max core file size +0 +0 ", limits(pid), re.M)
     for pid in passing.caged():
         assert status(pid)["Seccomp"] == SECCOMP
+        assert re.fullmatch(r"/proc/\d+/fdinfo", os.readlink(f"/proc/{pid}/root"))  # sandbox/root.py
+        assert os.readlink(f"/proc/{pid}/cwd") == os.readlink(f"/proc/{pid}/root")
         assert status(pid)["Threads"] == "1"  # a filter holds for the thread that enters it
         assert re.search(r"^Max file size +0 +0 ", limits(pid), re.M)
 
@@ -262,7 +264,7 @@ from sockguard import sandbox
 from sockguard.carriers.master import Master
 from sockguard.relay import process
 
-def enter():
+def enter(**_):
     print(*sys.modules, file=said, flush=True)
     os._exit(0)
 
@@ -273,6 +275,7 @@ ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 pipe = os.pipe()
 os.dup2(theirs.fileno(), 3)
 os.dup2(pipe[1], 4)
+Master.passing = lambda _: []
 process.main(["-", sys.argv[2]], Master.__new__(Master))
 """
 
@@ -359,7 +362,7 @@ def test_capabilities_that_the_rules_ask_for(folder: Path, extra: str, more: set
     with guarding(folder, f"[proxy.echo]\nallow = [{{ users = [0] }}]\n{extra}") as guard:
         found = processes(guard.daemon)
         held = capabilities(found.monitor)
-        assert held["CapEff"] == held["CapPrm"] == held["CapBnd"] == SETUID_AND_SETGID | more
+        assert held["CapEff"] == held["CapPrm"] == held["CapBnd"] == KEPT | more
         for pid in (found.control, *found.caged()):
             assert not any(capabilities(pid).values())
         if more == {CHOWN}:

@@ -26,7 +26,8 @@ sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(
 
 from sockguard import sandbox
 from sockguard.carriers import master, pool
-from sockguard.privsep import channel, spawn
+from sockguard.privsep import spawn
+from sockguard.privsep.messages import encode
 from sockguard.privsep.packets import Message
 from sockguard.privsep.pipe import Outlet
 from sockguard.relay import process
@@ -70,6 +71,7 @@ class Hands:
         self.pipe = os.pipe()
         self.file = os.open(f"{folder}/file", os.O_RDWR)
         self.pidfd = os.pidfd_open(self.victim)
+        self.channel = -1  # one by which it passes descriptors on
         self.page = mmap.mmap(-1, mmap.PAGESIZE)
 
     @property
@@ -140,7 +142,8 @@ def read_memory(hands: Hands) -> None:
 
 def protect_executable(hands: Hands) -> None:
     address = ctypes.addressof(ctypes.c_char.from_buffer(hands.page))
-    raw("mprotect", address, mmap.PAGESIZE, mmap.PROT_READ | mmap.PROT_EXEC)
+    if libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(mmap.PAGESIZE), mmap.PROT_READ | mmap.PROT_EXEC) == -1:
+        raise OSError(ctypes.get_errno(), "mprotect")
 
 
 def splice_into_a_file(hands: Hands) -> None:
@@ -174,7 +177,12 @@ OTHERS: dict[str, Callable[[Hands], object]] = {
     "connect_path": lambda hands: hands.stream.connect(f"{hands.folder}/service"),
     "connect_abstract": lambda hands: hands.stream.connect(hands.abstract),
     "connect_tcp": lambda hands: hands.tcp.connect(("127.0.0.1", hands.port)),
-    "send_to_abstract": lambda hands: hands.datagram.sendmsg([b"x"], [], 0, hands.abstract + "d"),
+    "sendto_path": lambda hands: hands.datagram.sendto(b"x", f"{hands.folder}/d"),
+    "sendmsg_path": lambda hands: hands.datagram.sendmsg([b"x"], [], 0, f"{hands.folder}/d"),
+    "sendto_abstract": lambda hands: hands.datagram.sendto(b"x", hands.abstract + "d"),
+    "sendmsg_abstract": lambda hands: hands.datagram.sendmsg([b"x"], [], 0, hands.abstract + "d"),
+    "message_to_a_peer": lambda hands: hands.near.sendmsg([b"x"]),
+    "close_a_channel_to_carriers": lambda hands: os.close(hands.channel),
     "bind": lambda hands: hands.fresh.bind(""),
     "listen": lambda hands: hands.listener.listen(9),
     "accept": lambda hands: hands.listener.accept(),
@@ -207,16 +215,16 @@ class OverTheChannel(Outlet):
     """What the relay says comes over its channel (a stand-in: one way out, for its messages and for the result)."""
 
     def send(self, message: Message) -> None:
-        with socket.socket(fileno=os.dup(spawn.CHANNEL_FD)) as control:
-            channel.send(control, message)
+        control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, spawn.CHANNEL_FD)
+        control.send(encode(message))
+        control.detach()
 
 
-def taken_over(hands: Hands, attempt: str) -> type:
-    """What stands in place of the relay's loop."""
+def taken_over(hands: Hands, attempt: str, said_by: socket.socket) -> type:
+    """What stands in place of the relay's loop. said_by: a copy of its channel, whatever becomes of that."""
 
     class Attacker:
         def __init__(self, control: socket.socket, outlet: Outlet, carriers: master.Master, files: int) -> None:
-            self._control = control.dup()
 
         def run(self) -> None:
             try:
@@ -229,7 +237,7 @@ def taken_over(hands: Hands, attempt: str) -> type:
                 result = str(error)
             else:
                 result = "done"
-            self._control.send(result.encode())
+            said_by.send(result.encode())
 
     return Attacker
 
@@ -244,10 +252,11 @@ def main() -> int:
         os.setresuid(*[int(uid)] * 3)
     carriers = master.start(pool.SLOTS, spawn.parse_account(account))
     held = Hands(*hands)
+    held.channel = carriers.slots[-1].fileno()
     sys.path.append(held.folder)
     sys.dont_write_bytecode = True
     entered = tuple(filter(None, parts.split(",")))
-    vars(process)["Loop"] = taken_over(held, attempt)
+    vars(process)["Loop"] = taken_over(held, attempt, socket.socket(fileno=os.dup(spawn.CHANNEL_FD)))
     vars(process)["Outlet"] = OverTheChannel
     vars(sandbox)["enter"] = functools.partial(sandbox.enter, entered)
     return process.main([account, ""], carriers)
