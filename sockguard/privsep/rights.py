@@ -119,10 +119,10 @@ def become(account: Account | None, *, keep: Collection[int] = ()) -> None:
 
     Raises OSError where that is not permitted, RuntimeError if anything is left afterwards.
     """
+    _drop_bounding_set()  # before the uid goes, and CAP_SETPCAP with it
     if account is not None:
         os.setgroups(account.groups)
         os.setresgid(account.gid, account.gid, account.gid)
-        _drop_bounding_set()  # before the uid goes, and CAP_SETPCAP with it
         if keep:
             _prctl(_PR_SET_KEEPCAPS, 1)
         os.setresuid(account.uid, account.uid, account.uid)

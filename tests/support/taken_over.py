@@ -225,6 +225,7 @@ def taken_over(hands: Hands, attempt: str, said_by: socket.socket) -> type:
 
     class Attacker:
         def __init__(self, control: socket.socket, outlet: Outlet, carriers: master.Master, files: int) -> None:
+            """As Loop."""
 
         def run(self) -> None:
             try:
