@@ -24,8 +24,8 @@ from tests.support.daemon import REPO
 pytestmark = pytest.mark.root
 
 TRAFFIC = (
-    "tests/unit/relay/test_bulk.py::test_more_blocked_readers_than_pipes",
-    *(f"tests/unit/relay/test_{name}.py" for name in ("inspected_cage", "records", "urgent")),
+    "tests/unit/relay/test_bulk.py::test_descriptors_amid_much[send_all-1]",
+    *(f"tests/unit/relay/test_{name}.py" for name in ("inspected_cage", "like_a_socketpair", "records", "urgent")),
     "tests/unit/carriers",
 )
 
@@ -36,6 +36,8 @@ ELSEWHERE = {
     "rt_sigprocmask": "fork of newer libcs (glibc 2.41)",
     "clock_nanosleep": "the master, where no process can be had",
     "restart_syscall": "the kernel's, when that sleep is stopped and continued",
+    "mmap": "an arena of the interpreter's, when the last one is full; large blocks",
+    "munmap": "the same",
     "futex": "where a lock is not free",
     "mremap": "realloc of a large block; small ones move by brk",
     "getrandom": "malloc of glibc, at its first use",
@@ -74,7 +76,7 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> dict[Kind, list[str]]:
         pytest.skip("there is no strace")
     folder = tmp_path_factory.mktemp("calls")
     tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TRAFFIC]
-    command = [strace, "-ff", "-s", "4", "-o", str(folder / "of"), *tests]
+    command = [strace, "-ff", "-s", "16", "-o", str(folder / "of"), *tests]
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:]
     lines = {int(file.suffix[1:]): file.read_text(errors="replace").splitlines() for file in folder.iterdir()}
