@@ -25,7 +25,10 @@ pytestmark = pytest.mark.root
 
 TRAFFIC = (
     "tests/unit/relay/test_bulk.py::test_descriptors_amid_much[send_all-1]",
-    *(f"tests/unit/relay/test_{name}.py" for name in ("inspected_cage", "like_a_socketpair", "records", "urgent")),
+    *(
+        f"tests/unit/relay/test_{name}.py"
+        for name in ("inspected_cage", "like_a_socketpair", "records", "relay_loop", "urgent")
+    ),
     "tests/unit/carriers",
 )
 
