@@ -60,8 +60,8 @@ def taken_over(attack: str) -> Iterator[Place]:
 
 
 def test_it_passes_a_descriptor_to_control() -> None:
-    """Through the channel that it has to control nothing can be passed: control would have to close it. Its cage refuses
-    to send a message there; where there is none, control's end takes nothing."""
+    """Through the channel that it has to control nothing can be passed: control would have to close it. Its cage
+    refuses to send a message there; where there is none, control's end takes nothing."""
     with taken_over(HAND_OVER) as guard, ExitStack() as made:
         weapon = made.enter_context(hanging(guard.folder, ATTACKER))
         sock = made.enter_context(guard.connect(ATTACKER))
