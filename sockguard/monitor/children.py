@@ -22,9 +22,9 @@ _KILLED_SECONDS: Final = 0.5
 
 
 class Children:
-    """Control and relays, each with its account: None where there is no right to change to it.
+    """Control and relays, each with its account: None where there is no right to change to it, or no such account.
 
-    control_account, relay_account  known from start_control on
+    control_account, relay_account  known from find_accounts on
     """
 
     def __init__(self) -> None:

@@ -109,17 +109,9 @@ def listen(spec: ListenSpec, adopted: MutableMapping[str, int]) -> tuple[socket.
     return sock, bound
 
 
-def address(spec: ListenSpec, adopted: Mapping[str, int]) -> str | bytes | None:
-    """What getsockname(2) gives for that proxy's listener and all that it accepts; None where it has none."""
-    if spec.kind == "path":
-        return spec.text
-    if spec.kind == "abstract":
-        return b"\0" + spec.text.encode()
-    if spec.text not in adopted:
-        return None
-    with socket.socket(fileno=os.dup(adopted[spec.text])) as sock:
-        name: str | bytes = sock.getsockname()
-        return name
+def address(spec: ListenSpec) -> str | bytes:
+    """What getsockname(2) gives for a proxy's listener on a path or an abstract name."""
+    return b"\0" + spec.text.encode() if spec.kind == "abstract" else spec.text
 
 
 def kept_name(proxy: str) -> str:
@@ -195,7 +187,7 @@ def _take_kept(spec: ListenSpec, adopted: MutableMapping[str, int]) -> tuple[soc
     if sock is None:
         return None
     found = _fitting_file(spec) if spec.kind == "path" else None
-    fits = sock.family == socket.AF_UNIX and sock.type == spec.type and sock.getsockname() == address(spec, {})
+    fits = sock.family == socket.AF_UNIX and sock.type == spec.type and sock.getsockname() == address(spec)
     if not fits or (spec.kind == "path" and not found):
         _end(sock, _kept_open)
         return None
